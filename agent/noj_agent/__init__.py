@@ -1,0 +1,1 @@
+"""The judge machine side of NOJ dispatch."""

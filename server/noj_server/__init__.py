@@ -1,0 +1,1 @@
+"""The control plane of NOJ dispatch: queue, leases and registry in Redis, blobs on disk."""
