@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -61,15 +62,25 @@ def _text_id(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _encodable(value: str) -> str:
+    """Refuse what UTF-8 cannot carry: JSON can spell a lone surrogate, storage cannot keep it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} is a lone surrogate, which is not valid Unicode"
+        ) from error
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 Count = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_whole)]
 Priority = Annotated[int, Field(ge=PRIORITY_RANGE[0], le=PRIORITY_RANGE[1])]
-ShortText = Annotated[str, StringConstraints(max_length=200)]
-RunnerName = Annotated[
-    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
+ShortText = Annotated[Text, StringConstraints(max_length=200)]
+Name = Annotated[
+    Text, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
 ]
-UserName = Annotated[
-    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
-]
+"""What people call a runner, a user or a key: one line, nothing that moves a terminal's cursor."""
 AnyProblemId = Annotated[ProblemId, BeforeValidator(_text_id)]
 
 
@@ -142,8 +153,8 @@ class LanguageInfo(Request):
 class RegisterRunnerBody(Request):
     """`POST /runners/register`. Only the first two fields are required."""
 
-    registration_token: Annotated[str, StringConstraints(min_length=1, max_length=512)]
-    name: RunnerName
+    registration_token: Annotated[Text, StringConstraints(min_length=1, max_length=512)]
+    name: Name
     version: ShortText | None = None
     protocol: int | None = None
     slots: int | None = Field(default=None, ge=1, le=1024)
@@ -226,8 +237,8 @@ class CaseResult(Request):
     exitCode: int = Field(ge=-(2**31), le=2**31 - 1)
     execTime: Count
     memoryUsage: Count
-    stdout: str
-    stderr: str
+    stdout: Text
+    stderr: Text
     signal: int | None = Field(default=None, ge=1, le=128)
     wallTime: Count | None = Field(default=None, description="ms")
     detail: ShortText | None = Field(default=None, description="one line for staff and student")
@@ -246,7 +257,7 @@ class CompileResult(Request):
     status: Literal[Verdict.AC, Verdict.CE]
     exitCode: int = Field(default=0, ge=-(2**31), le=2**31 - 1)
     execTime: Count = 0
-    output: str = ""
+    output: Text = ""
     detail: ShortText | None = None
 
 
@@ -273,7 +284,7 @@ class AbortJobBody(Request):
 
     reason: AbortReason
     lease: LeaseId | None = None
-    detail: Annotated[str, StringConstraints(max_length=2000)] | None = None
+    detail: Annotated[Text, StringConstraints(max_length=2000)] | None = None
 
 
 class AbortJobReply(Reply):
@@ -290,9 +301,9 @@ class CreateSubmissionBody(Request):
 
     problem_id: AnyProblemId
     language: int
-    source: str
+    source: Text
     submission_id: SubmissionId | None = None
-    user: UserName | None = None
+    user: Name | None = None
     priority: Priority = 0
 
     @field_validator("language")
@@ -307,7 +318,7 @@ class CreateSubmissionForm(Request):
     problem_id: AnyProblemId
     language: int
     submission_id: SubmissionId | None = None
-    user: UserName | None = None
+    user: Name | None = None
     priority: Priority = 0
 
     @field_validator("language")
@@ -532,7 +543,7 @@ class ApiKeyRole(StrEnum):
 class CreateApiKeyBody(Request):
     """`POST /keys` (operator)."""
 
-    name: RunnerName
+    name: Name
     role: ApiKeyRole = ApiKeyRole.BACKEND
 
 
