@@ -1,0 +1,3 @@
+while int(input()) > 0:
+    while True:
+        pass

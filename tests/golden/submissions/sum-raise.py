@@ -1,0 +1,1 @@
+raise ValueError("a traceback on stderr, exit code 1")
