@@ -7,7 +7,7 @@
     ├── Rejected         any other 4xx: final, never retried
     ├── LeaseLost        the job is not ours any more: drop it
     ├── JobCancelled     superseded or told to stop: drop it or hand it back
-    └── SandboxError     this host failed, never the user's program: abort the job, retried elsewhere
+    └── SandboxError     this host failed, never the program: abort the job, retried elsewhere
 
 Errors of libraries are translated at the edge, with `raise … from`.
 """
