@@ -154,6 +154,7 @@ class SubmissionRecord:
     state: str
     job_id: str
     problem_id: str
+    version: str
     language: int
     user: str
     priority: int
@@ -377,6 +378,7 @@ class JobQueue:
             state=fields["state"],
             job_id=fields["job"],
             problem_id=fields["problem"],
+            version=fields["version"],
             language=int(fields["language"]),
             user=fields["user"],
             priority=int(fields["priority"]),

@@ -19,7 +19,7 @@ get the prefix as KEYS[1] and may build any of these names (ADR 0002).
     job:<jb>:history          LIST    failed attempts, fields joined by US (0x1f); with its job,
                                       then retention
     claim:<rn>:<ulid>         STRING  "<jb> <lease>": what an Idempotency-Key got; 2 × lease TTL
-    submission:<sid>          HASH    state, job, problem, language, user, priority, blob,
+    submission:<sid>          HASH    state, job, problem, version, language, user, priority, blob,
                                       created_ms; status, score, … once landed;
                                       until it ends, then retention
     results                   STREAM  landed results, trimmed by age (retention)

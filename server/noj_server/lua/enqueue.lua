@@ -6,7 +6,7 @@ local sid, jb = ARGV[1], ARGV[2]
 local key = P .. 'submission:' .. sid
 if redis.call('EXISTS', key) == 1 then return {'exists', redis.call('HGET', key, 'job')} end
 local at = now_ms()
-redis.call('HSET', key, 'state', 'pending', 'job', jb, 'problem', ARGV[3], 'language', ARGV[5],
+redis.call('HSET', key, 'state', 'pending', 'job', jb, 'problem', ARGV[3], 'version', ARGV[4], 'language', ARGV[5],
   'blob', ARGV[6], 'user', ARGV[7], 'priority', ARGV[8], 'created_ms', whole(at))
 new_job(jb, sid, {problem = ARGV[3], version = ARGV[4], language = ARGV[5], blob = ARGV[6]},
   ARGV[8], at)

@@ -12,6 +12,6 @@ local was = supersede(s[1], 'superseded', ARGV[4])
 redis.call('PERSIST', key)
 redis.call('HDEL', key, 'status', 'score', 'time_ms', 'memory_kib', 'result_blob', 'runner',
   'attempts', 'landed_ms')
-redis.call('HSET', key, 'state', 'pending', 'job', jb)
+redis.call('HSET', key, 'state', 'pending', 'job', jb, 'version', ARGV[3])
 new_job(jb, sid, {problem = s[2], version = ARGV[3], language = s[3], blob = s[4]}, s[5], now_ms())
 return {'rejudged', was ~= '' and s[1] or '', was}

@@ -1,0 +1,54 @@
+"""The operator's view of the queue: what waits, what is held, what landed last."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from noj_server.auth import require_role
+from noj_server.replies import model
+from noj_server.services import services
+from noj_server.submissions import result_entry
+from noj_shared.wire import ApiKeyRole, LeaseView, QueueLine, QueueReply
+
+blueprint = Blueprint("queue", __name__)
+
+
+@blueprint.get("/queue")
+@require_role(ApiKeyRole.OPERATOR)
+def queue() -> Response:
+    """Depth and oldest wait per language and priority, leases, last landed."""
+    source = services().queue
+    names = {record.runner_id: record.name for record in services().registry.list_runners()}
+    lines = source.pending_lines()
+    return model(
+        QueueReply(
+            pending=tuple(
+                QueueLine(
+                    language=line.language,
+                    priority=line.priority,
+                    depth=line.depth,
+                    oldest_wait_s=line.oldest_wait_s,
+                )
+                for line in lines
+            ),
+            leases=tuple(
+                LeaseView(
+                    job_id=lease.job.job_id,
+                    submission_id=lease.job.submission_id,
+                    problem_id=lease.job.problem_id,
+                    language=lease.job.language,
+                    runner_id=lease.job.runner_id,
+                    runner_name=names.get(lease.job.runner_id),
+                    age_s=lease.age_s,
+                    time_left_s=lease.time_left_s,
+                    attempts=lease.job.attempts,
+                    max_attempts=source.settings.max_attempts,
+                )
+                for lease in source.leases()
+            ),
+            landed=tuple(result_entry(entry) for entry in source.last_results()),
+            depth=sum(line.depth for line in lines),
+            grace_left_s=source.grace_left_s(),
+            parked_polls=services().parking.parked,
+        )
+    )
