@@ -67,11 +67,24 @@ def parse(model: type[Model], data: Any) -> Model:
                     field=".".join(map(str, item["loc"])) or "body",
                     message=item["msg"].removeprefix("Value error, "),
                 )
-                for item in error.errors(
-                    include_url=False, include_input=False, include_context=False
-                )
+                for item in _own_faults(error)
             ],
         ) from error
+
+
+def _own_faults(error: ValidationError) -> list[Any]:
+    """Its items, without those that only follow from others: a list whose items were all refused
+    is "too short", too."""
+    items = error.errors(include_url=False, include_input=False, include_context=False)
+    places = [item["loc"] for item in items]
+    return [
+        item
+        for item in items
+        if item["type"] != "too_short"
+        or not any(
+            len(p) > len(item["loc"]) and p[: len(item["loc"])] == item["loc"] for p in places
+        )
+    ]
 
 
 def json_body(limit_bytes: int) -> Any:

@@ -57,8 +57,8 @@ class Problems:
         """
         package = inspect_testdata(testdata, meta)
         testdata.seek(0)
-        checksum = hashlib.file_digest(testdata, "sha256").hexdigest()
-        tasks = package.meta.model_dump_json(exclude={"language"})
+        checksum = _sha256(testdata)
+        tasks = package.meta.model_dump_json()
         version = hashlib.sha256(f"{checksum}\n{tasks}".encode()).hexdigest()
         if not self._blobs.exists(TESTDATA, checksum):
             testdata.seek(0)
@@ -94,6 +94,13 @@ class Problems:
             checksum=stored["checksum"],
             meta=ProblemMeta.model_validate(stored["meta"]),
         )
+
+
+def _sha256(stream: IO[bytes]) -> str:
+    total = hashlib.sha256()
+    while chunk := stream.read(_CHUNK_BYTES):
+        total.update(chunk)
+    return total.hexdigest()
 
 
 def _safe(problem_id: str) -> str:

@@ -29,4 +29,6 @@ class Scripts:
 
     def run(self, name: str, *args: str | float) -> Any:
         """Run a script; the reply is as its header says. Raises redis.RedisError."""
-        return self._calls[name](keys=[keys.PREFIX], args=list(args))
+        # redis-py would send an IntEnum as its repr.
+        plain = [int(arg) if isinstance(arg, int) else arg for arg in args]
+        return self._calls[name](keys=[keys.PREFIX], args=plain)

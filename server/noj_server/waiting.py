@@ -175,7 +175,7 @@ class Parking:
             log.exception("the wake-up listener died; restart the server")
 
     def _subscribe(self) -> None:
-        with self._redis.pubsub() as channel:
+        with self._redis.pubsub() as channel:  # type: ignore[no-untyped-call]  # redis-py
             channel.subscribe(keys.WAKE_CHANNEL, keys.LANDED_CHANNEL)
             for topic in self._topics():  # what was said while nobody listened
                 self.wake(topic)

@@ -73,6 +73,12 @@ def _encodable(value: str) -> str:
     return value
 
 
+def _plain(value: Any) -> Any:
+    """15.0 → 15: runners in the field know whole seconds."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Seconds = Annotated[int | float, Field(gt=0), BeforeValidator(_plain)]
 Text = Annotated[str, AfterValidator(_encodable)]
 Count = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_whole)]
 Priority = Annotated[int, Field(ge=PRIORITY_RANGE[0], le=PRIORITY_RANGE[1])]
@@ -108,7 +114,9 @@ class ProblemMeta(Request):
 
     tasks: tuple[TaskSpec, ...] = Field(min_length=1, max_length=MAX_TASKS)
     checker: Checker = Checker.DIFF
-    language: int | None = Field(default=None, description="accepted from old packages, not used")
+    language: int | None = Field(
+        default=None, exclude=True, description="accepted from old packages, not used"
+    )
 
     @model_validator(mode="after")
     def _scores_sum_to_100(self) -> ProblemMeta:
@@ -165,10 +173,10 @@ class RegisterRunnerBody(Request):
 class RunnerConfig(Reply):
     """What the server asks of its runners."""
 
-    heartbeat_interval_sec: float = Field(default=15, gt=0)
-    poll_interval_sec: float = Field(default=3, gt=0)
+    heartbeat_interval_sec: Seconds = 15
+    poll_interval_sec: Seconds = 3
     max_concurrent_jobs: int = Field(default=8, ge=1)
-    lease_ttl_sec: float = Field(default=30, gt=0)
+    lease_ttl_sec: Seconds = 30
 
 
 class RegisterRunnerReply(Reply):
@@ -227,7 +235,7 @@ class Job(Reply):
     lease: LeaseId
     testdata_checksum: Sha256Hex
     attempts: int = Field(default=1, ge=1)
-    lease_ttl_sec: float = Field(default=30, gt=0)
+    lease_ttl_sec: Seconds = 30
 
 
 class CaseResult(Request):

@@ -26,7 +26,7 @@ from noj_shared.ids import new_job_id, new_request_id, new_runner_id, new_submis
 from noj_shared.wire import HeartbeatBody, RegisterRunnerBody
 
 if TYPE_CHECKING:
-    from conftest import Bench
+    from tests.integration.conftest import Bench
 
 pytestmark = pytest.mark.redis
 AC = LandedSummary(status=0, score=100, time_ms=5, memory_kib=900, result_blob="b")
@@ -440,7 +440,7 @@ def test_inv8_tokens_are_stored_as_digests_only(bench: Bench) -> None:
             if kind == "hash"
             else (bench.redis.get(key) if kind == "string" else "")
         )
-        assert token not in f"{key} {value}"
+        assert token not in f"{key!r} {value!r}"
 
 
 def test_heartbeats_never_recreate_a_runner(bench: Bench) -> None:
