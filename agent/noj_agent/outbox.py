@@ -1,0 +1,96 @@
+"""Finished work that the server has not acknowledged: on disk before it is sent (INV7).
+
+One file per job. It stays across kill -9, restart and reboot until the server has taken it or
+refused it for good; what was refused is kept aside for a person to look at.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from noj_agent.state import read_json, sync_folder, write_json
+from noj_shared.ids import is_job_id
+from noj_shared.wire import AbortJobBody, CompleteJobBody
+
+log = logging.getLogger(__name__)
+
+REFUSED_KEPT = 100
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One report to deliver."""
+
+    job_id: str
+    body: CompleteJobBody | AbortJobBody
+
+    @property
+    def lease(self) -> str | None:
+        """The lease it was made under."""
+        return self.body.lease
+
+    @property
+    def kind(self) -> Literal["complete", "abort"]:
+        """What it reports."""
+        return "complete" if isinstance(self.body, CompleteJobBody) else "abort"
+
+
+class Outbox:
+    """The entries of one directory. Thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._refused = folder / "refused"
+        self._refused.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.changed = threading.Event()
+        """Set when an entry has been put."""
+
+    def put(self, entry: Entry) -> None:
+        """Keep a report; it is on the disk when this returns. The first one of a job wins."""
+        path = self._path(entry.job_id)
+        if not path.exists():
+            data = {"kind": entry.kind, "body": entry.body.model_dump(mode="json")}
+            write_json(path, data)
+        self.changed.set()
+
+    def entries(self) -> list[Entry]:
+        """All reports, oldest first; a damaged file is set aside."""
+        found = []
+        for path in sorted(self._files(), key=lambda file: file.name):
+            data = read_json(path)
+            try:
+                model = CompleteJobBody if data["kind"] == "complete" else AbortJobBody
+                found.append(Entry(path.stem, model.model_validate(data["body"])))
+            except (TypeError, KeyError, ValueError):
+                if path.exists():
+                    log.error("outbox file %s is damaged; set aside in %s", path, self._refused)
+                    path.replace(self._refused / path.name)
+        return found
+
+    def job_ids(self) -> list[str]:
+        """The jobs whose reports wait."""
+        return sorted(path.stem for path in self._files())
+
+    def remove(self, job_id: str) -> None:
+        """The server has taken it."""
+        self._path(job_id).unlink(missing_ok=True)
+        sync_folder(self._folder)
+
+    def refuse(self, job_id: str) -> None:
+        """The server has refused it for good: keep it aside, the newest hundred."""
+        path = self._path(job_id)
+        if path.exists():
+            path.replace(self._refused / path.name)
+        old = sorted(self._refused.iterdir(), key=lambda file: file.stat().st_mtime)
+        for file in old[:-REFUSED_KEPT]:
+            file.unlink(missing_ok=True)
+
+    def _path(self, job_id: str) -> Path:
+        return self._folder / f"{job_id}.json"
+
+    def _files(self) -> list[Path]:
+        return [path for path in self._folder.glob("jb_*.json") if is_job_id(path.stem)]
