@@ -235,6 +235,7 @@ def _run(console: Console, *, keep: bool, redis_url: str | None) -> bool:
             show = _Screen(live, console, stage)
             _play(client, stage, agents, children, show)
             show()
+        console.print()
         right = all(row.as_expected for row in stage.rows)
         _verdict_line(console, stage, right)
         if keep:
