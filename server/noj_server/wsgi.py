@@ -19,7 +19,7 @@ from noj_server.settings import ServerSettings
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 75
-GRACEFUL_S = 5
+GRACEFUL_S = 3  # below the 5 s for which a restarted server tries to bind
 WORKER_TIMEOUT_S = 60
 
 
@@ -38,6 +38,13 @@ class ParkingWorker(ThreadWorker):
         """SIGQUIT and SIGINT: the same."""
         _services(self).parking.close()
         super().handle_quit(sig, frame)
+
+    def is_parent_alive(self) -> bool:
+        """The master was killed: this worker ends itself, so nobody is to stay parked."""
+        alive = bool(super().is_parent_alive())
+        if not alive:
+            _services(self).parking.close()
+        return alive
 
 
 def _services(worker: Any) -> Services:

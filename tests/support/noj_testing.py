@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import httpx
 import redis
@@ -30,7 +30,11 @@ BIN = Path(sys.executable).parent
 
 
 def wait_until(
-    condition: Callable[[], T], *, what: str, timeout_s: float = 15.0, poll_s: float = 0.02
+    condition: Callable[[], T | Literal[False] | None],
+    *,
+    what: str,
+    timeout_s: float = 15.0,
+    poll_s: float = 0.02,
 ) -> T:
     """The first truthy value of `condition`; AssertionError naming `what` when time is up."""
     pause = threading.Event()

@@ -1,0 +1,103 @@
+"""A whole judge on loopback: redis-server, noj-server, agents; all real processes."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from noj_testing import Agent, RedisServer, Server, wait_until
+
+from noj_server.client import Client
+from noj_shared.wire import LeaseView, SubmissionView
+
+LEASE_TTL_S = 3
+
+
+@dataclass
+class World:
+    """One judge; everything in it ends with the test."""
+
+    directory: Path
+    stack: ExitStack
+    redis: RedisServer
+    server: Server
+    client: Client
+    agents: dict[str, Agent] = field(default_factory=dict)
+
+    def start_agent(self, name: str, *, slots: int = 1, env: dict[str, str] | None = None) -> Agent:
+        """An agent that has registered."""
+        agent = Agent(self.directory, server=self.server, name=name, slots=slots, env=env)
+        self.stack.enter_context(agent)
+        self.agents[name] = agent
+        wait_until(
+            lambda: any(runner.name == name for runner in self.client.runners()),
+            what=f"{name} registers; its log: {agent.output()[-2000:]}",
+            timeout_s=30,
+        )
+        return agent
+
+    def submit(self, code: bytes, language: int, *, problem: str = "demo-sum") -> str:
+        """A submission's id."""
+        return self.client.submit(problem_id=problem, language=language, code=code).submission_id
+
+    def lease_of(self, submission_id: str) -> LeaseView:
+        """Wait until somebody judges it."""
+        return wait_until(
+            lambda: next(
+                (
+                    item
+                    for item in self.client.queue().leases
+                    if item.submission_id == submission_id
+                ),
+                None,
+            ),
+            what=f"{submission_id} is leased",
+            timeout_s=30,
+        )
+
+    def result(self, submission_id: str, **kwargs: str) -> SubmissionView:
+        """Its final state."""
+        return self.client.wait(submission_id, timeout_s=60, job_id=kwargs.get("job_id"))
+
+
+def package(folder: Path) -> bytes:
+    """A problem folder as the zip a backend uploads."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, file.name)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, golden_root: Path) -> Iterator[Callable[..., World]]:
+    """Makes a world with settings of the test's own."""
+    with ExitStack() as stack:
+
+        def make(**env: str) -> World:
+            folder = tmp_path / "redis"
+            folder.mkdir()
+            redis = stack.enter_context(RedisServer(folder))
+            settings = {
+                "NOJ_SERVER_LEASE_TTL_S": str(LEASE_TTL_S),
+                "NOJ_SERVER_HEARTBEAT_INTERVAL_S": "0.5",
+                **env,
+            }
+            server = stack.enter_context(Server(tmp_path, redis_url=redis.url, env=settings))
+            client = stack.enter_context(Client(server.url, server.admin_key))
+            for problem in ("demo-sum", "demo-primes"):
+                client.put_problem(problem, package(golden_root / "problems" / problem))
+            return World(tmp_path, stack, redis, server, client)
+
+        yield make
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    """A world with short leases."""
+    return make_world()
