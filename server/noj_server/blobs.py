@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,127}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,199}")
 
 
 class Blobs:

@@ -137,7 +137,9 @@ def _http(error: HTTPException) -> Response:
         detail = error.description or ""
     status = error.code or 500
     code = _BY_STATUS.get(status, ErrorCode.BAD_REQUEST)
-    return respond(ApiError(status, code, detail))
+    # What belongs to the status: Allow of a 405, Content-Range of a 416.
+    headers = {name: value for name, value in error.get_headers() if name != "Content-Type"}
+    return respond(ApiError(status, code, detail, headers=headers))
 
 
 def _unexpected(error: Exception) -> Response:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import fakeredis
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,10 @@ def persistence_faults(redis: Redis) -> list[str]:
     An empty list too where CONFIG is forbidden (managed Redis): that cannot be seen from here.
     """
     faults = []
-    config = redis.config_get("appendonly", "maxmemory-policy", "maxmemory")
+    try:
+        config = redis.config_get("appendonly", "maxmemory-policy", "maxmemory")
+    except ResponseError:  # NoPermissionError among them
+        return []
     if config.get("appendonly", "yes") != "yes":
         faults.append("appendonly is off: a restart of Redis loses jobs; set `appendonly yes`")
     policy = config.get("maxmemory-policy", "noeviction")

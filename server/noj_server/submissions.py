@@ -107,9 +107,15 @@ class Submissions:
         landing = self._queue.complete_job(
             runner_id, job.job_id, body.lease, summarise(problem, body, blob)
         )
-        if landing is not Landing.LANDED:
+        if landing is not Landing.LANDED and not self._is_landed(job.submission_id, blob):
             self._blobs.delete(RESULTS, blob)
         return landing
+
+    def _is_landed(self, submission_id: str, blob: str) -> bool:
+        """Whether this very report has landed: redis-py repeats a command whose reply was lost,
+        and the repeat says "already landed"."""
+        record = self._queue.submission(submission_id)
+        return record is not None and record.result_blob == blob
 
     def view(self, record: SubmissionRecord) -> SubmissionView:
         """All that a backend may know of a submission."""

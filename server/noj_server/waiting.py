@@ -115,7 +115,8 @@ class Parking:
         deadline = time.monotonic() + min(wait_s, MAX_WAIT_S)
         topic: str | None = None
         try:
-            while not waiter.released and not gone():
+            # Not only `released`: `close` may have come before this waiter was in the list.
+            while not (waiter.released or self._closed or gone()):
                 # Also before the first sleep: something may have come since the first try.
                 topic = None
                 found = attempt()
@@ -129,9 +130,10 @@ class Parking:
             return None
         finally:
             self._leave(waiter)
-            unused = topic or (waiter.woken_by if found is None else None)
-            if unused is not None:
-                self.wake(unused)
+            # Also when something was found: a wake-up that came meanwhile told of the next one.
+            for unused in {topic if found is None else None, waiter.woken_by}:
+                if unused is not None:
+                    self.wake(unused)
 
     def release(self, owner: str) -> None:
         """Answer this owner's parked request now, e.g. because it drains."""

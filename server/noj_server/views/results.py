@@ -20,7 +20,8 @@ from noj_shared.wire import ApiKeyRole, ResultsPage
 blueprint = Blueprint("results", __name__)
 
 PAGE = 100
-_CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
+_CURSOR = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?")
+"""A stream id; its parts have 64 bits, and Redis refuses more."""
 
 
 @blueprint.get("/results")
