@@ -53,8 +53,15 @@ def install_debian(packages: list[str]) -> None:
         ["update", "-qq"],
         ["install", "-y", "-qq", "--no-install-recommends", *packages],
     ):
-        done = subprocess.run([*prefix, *quiet, "apt-get", *arguments], check=False)
+        done = subprocess.run(
+            [*prefix, *quiet, "apt-get", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
+            print("\n".join(done.stdout.splitlines()[-15:]), flush=True)
             fail(f"apt-get {arguments[0]} failed; please install by hand: {wanted}")
 
 
