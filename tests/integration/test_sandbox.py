@@ -207,8 +207,8 @@ ENDS = {
     "recursion in Python": (PY, "def f(): f()\nf()\n", {Verdict.RE}),
     "64 GB static array": (
         C,
-        "static volatile char a[64L << 30]; int main(void) { for (long i = 0; i < 64L << 30; i += 4096)"
-        " a[i] = 1; }",
+        "static volatile char a[64L << 30]; int main(void)"
+        " { for (long i = 0; i < 64L << 30; i += 4096) a[i] = 1; }",
         {Verdict.RE, Verdict.MLE},
     ),
     "4 GB static array, untouched": (
@@ -302,12 +302,13 @@ def test_inv8_no_answer_is_in_sight(host: Host, tmp_path: Path) -> None:
         "for base, folders, files in os.walk('/'):\n"
         "    if base == '/': folders[:] = set(folders) - {'proc', 'usr', 'dev'}\n"
         "    for f in files:\n"
-        "        try: data = open(os.path.join(base, f), 'rb').read()\n"
+        "        try: data = open(os.path.join(base, f), 'rb').read(1 << 20)\n"
         "        except OSError: continue\n"
         "        if b'the-secret' + b'-answer' in data: print(base, f)\n"
         "print(os.path.exists(" + repr(str(tmp_path)) + "))\n"
     )
-    assert run(host, PY, source).stdout == b"False\n"
+    seen = run(host, PY, source)
+    assert seen.stdout == b"False\n", seen
 
 
 def test_no_state_goes_from_case_to_case(host: Host) -> None:
