@@ -45,11 +45,14 @@ class StopAfter(threading.Event):
 def fail(policy: Retrying, error: Exception) -> int:
     """How often the policy tried before it let the error out."""
     tries = 0
+
+    def attempt() -> None:
+        nonlocal tries
+        tries += 1
+        raise error
+
     with pytest.raises(type(error)) as raised:
-        for attempt in policy:
-            with attempt:
-                tries += 1
-                raise error
+        policy(attempt)
     assert raised.value is error
     return tries
 
