@@ -217,6 +217,16 @@ class FeedEntry:
     landed_ms: int
 
 
+@dataclass(frozen=True)
+class OrphanRecord:
+    """A lease that expired: when, whose, and the job as it is now (None once forgotten)."""
+
+    at_ms: int
+    job_id: str
+    runner_id: str
+    job: JobRecord | None
+
+
 class UnknownSubmissionError(LookupError):
     """No such submission."""
 
@@ -462,6 +472,14 @@ class JobQueue:
         """The newest landed results, newest first."""
         entries = _sync(self._redis.xrevrange(keys.RESULTS, count=count))
         return [_feed_entry(cursor, fields) for cursor, fields in entries]
+
+    def orphans(self, count: int = 5) -> list[OrphanRecord]:
+        """The newest orphans, newest first; at most 20 are remembered, for a day."""
+        lines = _sync(self._redis.lrange(keys.ORPHANS, 0, count - 1))
+        return [
+            OrphanRecord(int(at), job_id, runner_id, self.job(job_id))
+            for at, job_id, runner_id in (line.split("\x1f") for line in lines)
+        ]
 
     def grace_left_s(self) -> float:
         """For how long no lease is judged expired, after an outage."""

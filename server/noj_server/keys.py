@@ -29,6 +29,7 @@ get the prefix as KEYS[1] and may build any of these names (ADR 0002).
     config                    HASH    rate_limit, rate_window_s; permanent
     dispatch:seq              STRING  arrival counter; permanent
     dispatch:tick             STRING  time of the last sweep (ms); permanent
+    dispatch:orphans          LIST    the last 20 orphans: when, job, runner; TOMBSTONE_S
     dispatch:grace            STRING  no lease expires before this time (ms); one lease TTL
 
 Problems are not in Redis: the disk is their truth (problems.py), so a Redis that was wiped loses
@@ -46,6 +47,7 @@ LEASED = f"{PREFIX}jobs:leased"
 RESULTS = f"{PREFIX}results"
 TICK = f"{PREFIX}dispatch:tick"
 GRACE = f"{PREFIX}dispatch:grace"
+ORPHANS = f"{PREFIX}dispatch:orphans"
 CONFIG = f"{PREFIX}config"
 API_KEYS = f"{PREFIX}apikeys"
 

@@ -515,12 +515,24 @@ class LeaseView(Reply):
     max_attempts: int
 
 
+class OrphanView(Reply):
+    """A job whose lease expired, and what became of it since."""
+
+    at: datetime
+    job_id: JobId
+    submission_id: SubmissionId | None = None
+    lost_by: str = Field(description="name or id of the runner that fell silent")
+    state: str = Field(description="of the job now: pending, leased, landed, superseded, …")
+    now_with: str | None = Field(default=None, description="who holds or landed it now")
+
+
 class QueueReply(Reply):
     """`GET /queue`: what waits, what is held, what landed last."""
 
     pending: tuple[QueueLine, ...] = ()
     leases: tuple[LeaseView, ...] = ()
     landed: tuple[ResultEntry, ...] = ()
+    orphans: tuple[OrphanView, ...] = ()
     depth: int = 0
     grace_left_s: float = Field(
         default=0, description="> 0 after an outage: no lease is judged expired meanwhile (INV6)"

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from noj_server.cli.tables import plain
 from noj_server.client import Client, ClientError, ServerUnreachableError
 
 EXIT_NEEDS_PERSON = 1
@@ -53,8 +54,8 @@ def connected(url: str, key_file: Path | None) -> Iterator[Client]:
         with Client(url, read_key(key_file)) as client:
             yield client
     except ServerUnreachableError as error:
-        console.print(f"[red]{error}[/]")
+        console.print(plain(str(error), "red"))
         raise typer.Exit(EXIT_UNREACHABLE) from error
     except ClientError as error:
-        console.print(f"[red]{error}[/]")
+        console.print(plain(str(error), "red"))
         raise typer.Exit(EXIT_NEEDS_PERSON) from error

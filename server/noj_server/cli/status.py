@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
 from noj_server.cli import app
 from noj_server.cli.connection import (
@@ -21,7 +20,7 @@ from noj_server.cli.connection import (
     Url,
     connected,
 )
-from noj_server.cli.tables import seconds, status_screen
+from noj_server.cli.tables import plain, seconds, status_screen
 from noj_server.client import Client, ServerUnreachableError
 from noj_shared.verdict import Verdict
 from noj_shared.wire import QueueReply, RunnerState, RunnerView
@@ -109,7 +108,7 @@ def _watch(client: Client) -> None:
                 faults = needs_person(runners, queue, not_ready(client))
                 screen = status_screen(runners, queue, faults, console.width)
             except ServerUnreachableError as error:
-                screen = Text(f"{datetime.now(UTC):%H:%M:%S} {error}", style="bold red")
+                screen = plain(f"{datetime.now(UTC):%H:%M:%S} {error}", "bold red")
             live.update(screen, refresh=True)
             try:
                 pause.wait(WATCH_INTERVAL_S)

@@ -12,6 +12,7 @@ from noj_shared.language import Language
 from noj_shared.verdict import Verdict
 from noj_shared.wire import (
     LeaseView,
+    OrphanView,
     QueueReply,
     ResultEntry,
     RunnerState,
@@ -50,6 +51,17 @@ def language_name(number: int) -> str:
     return Language(number).title if number in set(Language) else str(number)
 
 
+def plain(words: str, style: str = "") -> Text:
+    """Somebody else's words as they are: no markup, nothing that moves the cursor."""
+    kept = (char if char.isprintable() or char in "\n\t" else "�" for char in words)
+    return Text("".join(kept), style=style)
+
+
+def _add_row(table: Table, cells: Sequence[str | Text], style: str = "") -> None:
+    """A row of plain words; rich would take `[x]` in a bare string for markup."""
+    table.add_row(*(plain(c) if isinstance(c, str) else c for c in cells), style=style)
+
+
 def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
@@ -70,8 +82,8 @@ def runners_table(runners: Sequence[RunnerView], *, wide: bool) -> RenderableTyp
         names = ", ".join(language_name(info.language) for info in runner.languages)
         state = Text(runner.state.value, style=_STATE_STYLE[runner.state])
         if runner.reason:
-            state.append(f" ({runner.reason})", style="dim")
-        cells: list[RenderableType] = [
+            state.append_text(plain(f" ({runner.reason})", style="dim"))
+        cells: list[str | Text] = [
             runner.name,
             state,
             f"{seconds(runner.last_seen_s)} ago",
@@ -82,7 +94,7 @@ def runners_table(runners: Sequence[RunnerView], *, wide: bool) -> RenderableTyp
         if wide:
             load = "?" if runner.load is None else f"{runner.load:.1f}"
             cells += [names or "all", load, runner.runner_id]
-        table.add_row(*cells)
+        _add_row(table, cells)
     return table if runners else Text("Runners: none has registered", style="yellow")
 
 
@@ -119,7 +131,7 @@ def leases_table(
         orphan = lease.time_left_s < 0
         style = "bold red" if orphan else ("red" if lease.runner_id in lost else "")
         left = "orphan" if orphan else seconds(lease.time_left_s)
-        cells = [
+        cells: list[str | Text] = [
             lease.job_id if wide else short(lease.job_id),
             lease.runner_name or short(lease.runner_id),
             seconds(lease.age_s),
@@ -129,7 +141,26 @@ def leases_table(
         ]
         if wide:
             cells += [lease.problem_id, language_name(lease.language)]
-        table.add_row(*cells, style=style)
+        _add_row(table, cells, style)
+    return table
+
+
+def orphans_table(orphans: Sequence[OrphanView]) -> RenderableType:
+    """Whose lease expired when, and where the job is now."""
+    table = _table("Orphans", "At (UTC)", "Job", "Lost by", "Now")
+    for orphan in orphans:
+        waits = orphan.state == "pending"
+        now = {
+            "pending": "waits for another runner",
+            "leased": f"reclaimed by {orphan.now_with}",
+            "landed": f"landed by {orphan.now_with}",
+        }.get(orphan.state, orphan.state)
+        table.add_row(
+            f"{orphan.at:%H:%M:%S}",
+            short(orphan.job_id),
+            orphan.lost_by,
+            Text(now, style="bold red" if waits else "green"),
+        )
     return table
 
 
@@ -147,7 +178,7 @@ def landed_table(
         right=("Score", "ms", "Try", "KB"),
     )
     for entry in landed:
-        cells: list[RenderableType] = [
+        cells: list[str | Text] = [
             f"{entry.landed_at:%H:%M:%S}",
             entry.submission_id if wide else short(entry.submission_id),
             verdict_text(entry.status),
@@ -159,7 +190,7 @@ def landed_table(
         ]
         if wide:
             cells.append(str(entry.memoryUsage))
-        table.add_row(*cells)
+        _add_row(table, cells)
     return table
 
 
@@ -183,6 +214,7 @@ def status_screen(
         Text(),
         leases_table(queue.leases, lost, wide=wide),
         Text(),
+        *([orphans_table(queue.orphans), Text()] if queue.orphans else []),
         landed_table(queue.landed, names, wide=wide),
         Text(),
     ]
@@ -194,7 +226,7 @@ def status_screen(
             )
         )
     if faults:
-        parts += [Text(f"! {fault}", style="bold red") for fault in faults]
+        parts += [plain(f"! {fault}", style="bold red") for fault in faults]
     else:
         parts.append(Text("Nothing needs a person.", style="green"))
     return Group(*parts)
@@ -210,7 +242,7 @@ def submission_table(view: SubmissionView) -> RenderableType:
     )
     parts: list[RenderableType] = [head]
     if view.compile is not None and view.compile.status is not Verdict.AC:
-        parts += [Text(view.compile.detail or ""), Text(view.compile.output.rstrip(), style="dim")]
+        parts += [plain(view.compile.detail or ""), plain(view.compile.output.rstrip(), "dim")]
         return Group(*parts)
     table = _table("", "Case", "Verdict", "ms", "KB", "Detail", right=("ms", "KB"))
     for t, task in enumerate(view.tasks):
@@ -220,6 +252,6 @@ def submission_table(view: SubmissionView) -> RenderableType:
                 verdict_text(case.status),
                 str(case.execTime),
                 str(case.memoryUsage),
-                case.detail or "",
+                plain(case.detail or ""),
             )
     return Group(head, table)

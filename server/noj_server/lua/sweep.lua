@@ -10,7 +10,9 @@ local at = now_ms()
 local last = tonumber(redis.call('GET', P .. 'dispatch:tick') or '')
 if last and at >= last and at - last < tonumber(ARGV[1]) * 0.8 then return {'not_yet'} end
 redis.call('SET', P .. 'dispatch:tick', whole(at))
-if not last or at - last > tonumber(ARGV[2]) or at < last then
+-- The very first tick has no past: then only leases that are there already are of an outage.
+local first = not last and redis.call('ZCARD', P .. 'jobs:leased') > 0
+if first or (last and (at - last > tonumber(ARGV[2]) or at < last)) then
   redis.call('SET', P .. 'dispatch:grace', whole(at + tonumber(ARGV[3])), 'PX', ARGV[3])
 end
 local grace = tonumber(redis.call('GET', P .. 'dispatch:grace') or '0')
@@ -26,6 +28,9 @@ for _, jb in ipairs(due) do
   else
     local runner = get(jb, 'runner')
     note(jb, at, runner, get(jb, 'lease'), 'lease_expired', '')
+    redis.call('LPUSH', P .. 'dispatch:orphans', table.concat({whole(at), jb, runner}, '\31'))
+    redis.call('LTRIM', P .. 'dispatch:orphans', 0, 19)
+    redis.call('EXPIRE', P .. 'dispatch:orphans', ARGV[6])
     if tonumber(get(jb, 'attempts')) >= tonumber(ARGV[4]) then
       land_judge_error(jb, at, runner, ARGV[5], ARGV[6])
       exhausted[#exhausted + 1] = jb

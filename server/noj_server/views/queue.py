@@ -5,10 +5,11 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from noj_server.auth import require_role
+from noj_server.job_queue import OrphanRecord
 from noj_server.replies import model
 from noj_server.services import services
-from noj_server.submissions import result_entry
-from noj_shared.wire import ApiKeyRole, LeaseView, QueueLine, QueueReply
+from noj_server.submissions import result_entry, when
+from noj_shared.wire import ApiKeyRole, LeaseView, OrphanView, QueueLine, QueueReply
 
 blueprint = Blueprint("queue", __name__)
 
@@ -46,9 +47,23 @@ def queue() -> Response:
                 )
                 for lease in source.leases()
             ),
+            orphans=tuple(_orphan(record, names) for record in source.orphans()),
             landed=tuple(result_entry(entry) for entry in source.last_results()),
             depth=sum(line.depth for line in lines),
             grace_left_s=source.grace_left_s(),
             parked_polls=services().parking.parked,
         )
+    )
+
+
+def _orphan(record: OrphanRecord, names: dict[str, str]) -> OrphanView:
+    job = record.job
+    holder = job.runner_id if job is not None and job.state in ("leased", "landed") else ""
+    return OrphanView(
+        at=when(record.at_ms),
+        job_id=record.job_id,
+        submission_id=job.submission_id if job is not None else None,
+        lost_by=names.get(record.runner_id, record.runner_id),
+        state=job.state if job is not None else "forgotten",
+        now_with=names.get(holder, holder) or None,
     )
