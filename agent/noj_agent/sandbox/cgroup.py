@@ -1,6 +1,6 @@
 """Control groups, v2 and v1: find where they can be made, limit a case, read what it used.
 
-A case gets a fresh cgroup (v1: one per controller) named `noj-u<uid>-<n>`; the uid is reserved
+A case gets a fresh cgroup (v1: one per controller) named `noj-u<uid>-<instance>-<n>`; the uid is reserved
 for this agent (uids.py), so a name with it is ours. Programs join by writing "0" to a
 `cgroup.procs` descriptor that was opened here, as root (sandbox findings 0.4).
 
@@ -14,7 +14,9 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import logging
 import re
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,10 +28,14 @@ from typing import Self
 from noj_agent.errors import SandboxError
 from noj_agent.sandbox.base import Limits, Slot
 
+log = logging.getLogger(__name__)
+
 NAME = "noj-agent"
 V1_CONTROLLERS = ("memory", "pids", "cpuacct")
 V2_CONTROLLERS = ("memory", "pids")
-_CASE = re.compile(r"noj-u(\d+)-\d+")
+_CASE = re.compile(r"noj-u(\d+)-[0-9a-f]+-\d+")
+_INSTANCE = secrets.token_hex(3)
+"""Tells apart agents that share cgroups but not the directory of the uid locks (containers)."""
 _RMDIR_TRIES = 200
 
 
@@ -93,8 +99,11 @@ class Cgroups(ABC):
             for path in base.iterdir():
                 match = _CASE.fullmatch(path.name)
                 if match and int(match[1]) in uids:
-                    _remove(path)
-                    removed += 1
+                    try:
+                        path.rmdir()
+                        removed += 1
+                    except OSError as error:
+                        log.warning("cannot remove the leftover %s: %s", path, error)
         return removed
 
 
@@ -102,7 +111,7 @@ _numbers = itertools.count(1)
 
 
 def _case_name(slot: Slot) -> str:
-    return f"noj-u{slot.uid}-{next(_numbers)}"
+    return f"noj-u{slot.uid}-{_INSTANCE}-{next(_numbers)}"
 
 
 def _write(path: Path, value: str) -> None:

@@ -117,10 +117,10 @@ def test_v2_case_is_limited_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_sweep_removes_only_our_slots_leftovers(tmp_path: Path) -> None:
     """A killed predecessor's cgroups go; those of another live agent's uid stay."""
-    for name in ("noj-u60100-1", "noj-u60100-22", "noj-u60101-1", "agent"):
+    for name in ("noj-u60100-a1-1", "noj-u60100-b2-22", "noj-u60101-c3-1", "agent"):
         (tmp_path / name).mkdir()
     assert V2(tmp_path).sweep([SLOT]) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["agent", "noj-u60101-1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["agent", "noj-u60101-c3-1"]
 
 
 @pytest.mark.root
