@@ -82,7 +82,11 @@ class SlotWorker:
     def run(self, claimed: queue.SimpleQueue[JobInHand | None]) -> None:
         """Work until a None comes."""
         while (held := claimed.get()) is not None:
-            self.work(held)
+            try:
+                self.work(held)
+            except Exception as error:  # a bug must not cost the agent: this job's lease expires
+                log.exception("job %s: judging it failed unexpectedly", held.job.job_id)
+                self._health.failed(error)
 
     def work(self, held: JobInHand) -> None:
         """One job. Its report is on the disk before it leaves the hand; always gives back."""
@@ -90,6 +94,10 @@ class SlotWorker:
             report = self._report(held)
             if report is not None and not held.dropped:
                 self._outbox.put(Entry(held.job.job_id, report))
+        except OSError as error:
+            # The disk is full: the lease runs out, and somebody healthier judges the job.
+            self._health.failed(error)
+            log.error("job %s: its report cannot be kept: %s", held.job.job_id, error)
         finally:
             self._hand.done(held)
             self._on_done()

@@ -143,7 +143,7 @@ class Agent:
         threads = self._start_threads()
         notify("READY=1")
         log.info("ready: %d slot(s), %s", self._slots.size, self._settings.server_url)
-        self._wait_for_drain(threads)
+        self._wait_for_drain()
         notify("STOPPING=1")
         return self._wind_up(threads)
 
@@ -193,7 +193,7 @@ class Agent:
         self._draining.set()
         self._woken.set()
 
-    def _wait_for_drain(self, threads: dict[str, threading.Thread]) -> None:
+    def _wait_for_drain(self) -> None:
         while not self._draining.is_set():
             self._write_status("ready")
             self._woken.wait(TICK_S)

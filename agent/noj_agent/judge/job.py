@@ -52,6 +52,8 @@ def judge_job(
     PackageError (a bad code zip), JobCancelled, SandboxError; nothing of the job is left running
     whichever way it ends.
     """
+    if job.language not in TOOLCHAINS:
+        raise SandboxError(f"language {job.language} cannot be judged on this machine")
     sources = read_code(code_zip, Language(job.language))
     chaos = _chaos(testdata_dir)
     # What the problem lays beside the source wins over a submission's file of the same name.

@@ -1,7 +1,7 @@
 """Control groups, v2 and v1: find where they can be made, limit a case, read what it used.
 
-A case gets a fresh cgroup (v1: one per controller) named `noj-u<uid>-<instance>-<n>`; the uid is reserved
-for this agent (uids.py), so a name with it is ours. Programs join by writing "0" to a
+A case gets a fresh cgroup (v1: one per controller) named `noj-u<uid>-<instance>-<n>`; the
+uid is reserved for this agent (uids.py), so a name with it is ours. Programs join by writing "0" to a
 `cgroup.procs` descriptor that was opened here, as root (sandbox findings 0.4).
 
 v2 forbids processes beside child groups: under systemd (`Delegate=yes`) the agent moves itself
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import logging
+import os
 import re
 import secrets
 from abc import ABC, abstractmethod
