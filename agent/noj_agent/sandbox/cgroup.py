@@ -1,8 +1,8 @@
 """Control groups, v2 and v1: find where they can be made, limit a case, read what it used.
 
 A case gets a fresh cgroup (v1: one per controller) named `noj-u<uid>-<instance>-<n>`; the
-uid is reserved for this agent (uids.py), so a name with it is ours. Programs join by writing "0" to a
-`cgroup.procs` descriptor that was opened here, as root (sandbox findings 0.4).
+uid is reserved for this agent (uids.py), so a name with it is ours. Programs join by writing "0"
+to a `cgroup.procs` descriptor that was opened here, as root (sandbox findings 0.4).
 
 v2 forbids processes beside child groups: under systemd (`Delegate=yes`) the agent moves itself
 into the leaf `agent` of its own cgroup; started by hand as root it uses `/noj-agent` at the
