@@ -34,11 +34,13 @@ class World:
         agent = Agent(self.directory, server=self.server, name=name, slots=slots, env=env)
         self.stack.enter_context(agent)
         self.agents[name] = agent
-        wait_until(
-            lambda: any(runner.name == name for runner in self.client.runners()),
-            what=f"{name} registers; its log: {agent.output()[-2000:]}",
-            timeout_s=30,
-        )
+
+        def registered() -> bool:
+            assert agent.popen is not None
+            assert agent.popen.poll() is None, agent.output()
+            return any(runner.name == name for runner in self.client.runners())
+
+        wait_until(registered, what=f"{name} registers", timeout_s=30)
         return agent
 
     def submit(self, code: bytes, language: int, *, problem: str = "demo-sum") -> str:

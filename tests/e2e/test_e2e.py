@@ -258,11 +258,15 @@ def test_status_shows_a_killed_runner_and_the_reclaim(world: World) -> None:
     assert status().returncode == 0
     agent.kill9()
     shown = wait_until(
-        lambda: (result := status()).returncode == 1 and result, what="status asks for a person"
+        lambda: "no runner is online" in (result := status()).stdout and result,
+        what="status asks for a person: the orphan waits, and nobody is there",
     )
-    assert "no runner is online" in shown.stdout
+    assert shown.returncode == 1
     assert "lost" in shown.stdout
+    assert "waits for another runner" in shown.stdout
     world.start_agent("helper")
     view = world.result(submission)
     assert (view.runner_name, view.attempts) == ("helper", 2)
-    assert status().returncode == 0
+    after = status()
+    assert after.returncode == 0
+    assert "landed by helper" in after.stdout
