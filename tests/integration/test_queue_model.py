@@ -268,14 +268,16 @@ class QueueMachine(RuleBasedStateMachine):
             self.abort_one(claim, named, reason)
             self.abort_one(claim, named, reason)
 
-    @rule(pick=st.integers(0, 3), renewed=st.booleans())
-    def lose_a_lease(self, pick: int, renewed: bool) -> None:
+    @rule(pick=st.integers(0, 3), then=st.sampled_from(["silence", "renew", "report"]))
+    def lose_a_lease(self, pick: int, then: str) -> None:
         """A runner falls silent for a whole lease; perhaps it comes back before the reclaim."""
         if claim := self.held(pick):
             self.expire_one(claim)
             self.sweep_once()
-            if renewed:
+            if then == "renew":
                 self.renew_one(claim, True)
+            elif then == "report":
+                self.complete_one(claim, True, 0)
 
     @rule(runner=st.sampled_from(RUNNERS), reason=st.sampled_from(["lease", "prep_failed"]))
     def use_up_the_attempts(self, runner: str, reason: str) -> None:
