@@ -52,7 +52,7 @@ KILL_AFTER_LANDED = 3
 VICTIM, SURVIVOR = "judge-1", "judge-2"
 REJUDGED = "sum-ac.c"
 EVENTS_SHOWN = 6
-WIDE_COLUMNS = 110
+WIDE_COLUMNS = 100
 
 
 class DemoError(Exception):
@@ -473,17 +473,16 @@ def _held(client: Client) -> list[str]:
 def render(stage: Stage, width: int) -> RenderableType:
     """The whole screen for a terminal of `width` columns."""
     wide = width >= WIDE_COLUMNS
-    table = Table(box=None, padding=(0, 2 if wide else 1), header_style="bold", expand=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", expand=False)
     table.add_column("Submission", no_wrap=True)
     if wide:
         table.add_column("What it does", no_wrap=True)
     table.add_column("Expected", no_wrap=True)
     table.add_column("Verdict", no_wrap=True)
-    table.add_column("Score", justify="right")
-    table.add_column("ms", justify="right")
-    table.add_column("MiB", justify="right")
+    for name, width in (("Score", 5), ("ms", 5), ("MiB", 5)):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
     table.add_column("Runner", no_wrap=True)
-    table.add_column("Try", justify="right")
+    table.add_column("Try", justify="right", no_wrap=True, min_width=3)
     for row in stage.rows:
         table.add_row(*_cells(row, wide=wide))
     total = max(len(stage.rows), 1)
