@@ -52,15 +52,17 @@ class Heartbeat:
         """Beat until `finished`; a failed beat is tried again sooner than the next one is due."""
         failures = 0
         while not finished.is_set():
-            interval_s = float(self._session.config.heartbeat_interval_sec)
             try:
                 self.beat()
                 failures = 0
             except Unavailable:  # noted by the session
                 failures += 1
-                interval_s = min(interval_s, FASTEST_RETRY_S * 2**failures)
             except Rejected as error:
                 log.error("the server refuses our heartbeat: %s", error)
+            # Only now: the answer may have brought another interval than the one we began with.
+            interval_s = float(self._session.config.heartbeat_interval_sec)
+            if failures:
+                interval_s = min(interval_s, FASTEST_RETRY_S * 2**failures)
             self.now.wait(interval_s)
             self.now.clear()
 

@@ -113,6 +113,9 @@ def test_inv7_killed_agent_delivers_after_restart(world: World) -> None:
     agent.start()
     view = world.result(submission)
     assert (view.verdict, view.attempts, view.runner_name) == ("AC", 1, "judge")
+    # A resumed agent heartbeats as often as this server asks, not as often as the default.
+    slow = world.submit(SLEEPY, Language.C11)
+    assert world.result(slow).attempts == 1
 
 
 def test_inv5_three_lost_leases_land_judge_error(make_world: Callable[..., World]) -> None:

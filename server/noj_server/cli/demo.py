@@ -446,6 +446,19 @@ def _play(
     if again.view is None or again.view.job_id != created.job_id:
         raise DemoError("the rejudge landed with the result of the old job")
     stage.say("rejudge landed")
+    if unexpected := _retried(stage, orphans):
+        stage.say(
+            f"[yellow]tried again without a kill: {', '.join(unexpected)}[/] (a busy machine?)"
+        )
+
+
+def _retried(stage: Stage, orphans: list[str]) -> list[str]:
+    """Submissions that needed a second try though nobody was killed over them."""
+    return [
+        row.golden.source
+        for row in stage.rows
+        if row.view is not None and row.view.attempts > 1 and row.submission_id not in orphans
+    ]
 
 
 def _kill_while_it_judges(client: Client, victim: Child, orphans: list[str]) -> bool:
@@ -479,8 +492,8 @@ def render(stage: Stage, width: int) -> RenderableType:
         table.add_column("What it does", no_wrap=True)
     table.add_column("Expected", no_wrap=True)
     table.add_column("Verdict", no_wrap=True)
-    for name, width in (("Score", 5), ("ms", 5), ("MiB", 5)):
-        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    for name in ("Score", "ms", "MiB"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=5)
     table.add_column("Runner", no_wrap=True)
     table.add_column("Try", justify="right", no_wrap=True, min_width=3)
     for row in stage.rows:
