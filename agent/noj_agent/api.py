@@ -175,6 +175,8 @@ def _translated(where: str) -> Iterator[None]:
     except httpx.HTTPError as error:
         path = where.partition("?")[0]
         raise Unavailable(f"{path}: {type(error).__name__}: {error}") from error
+    except httpx.InvalidURL as error:
+        raise Rejected(f"no valid URL: {error}", status=0, code="invalid_url") from error
 
 
 def _refusal(response: httpx.Response) -> Exception:
@@ -205,5 +207,10 @@ def _parse(model: type[Reply], response: httpx.Response) -> Reply:
     try:
         return model.model_validate_json(response.content)
     except ValidationError as error:
-        # A captive portal or a broken proxy answers 200 with a page of its own: try again.
-        raise Unavailable(f"{response.url.path} gave no {model.__name__}: {error}") from error
+        # A captive portal or a broken proxy answers 200 with a page of its own: try again. The
+        # reply itself is not quoted, it may hold a token (INV8); hence `from None`, too.
+        fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "body"
+        raise Unavailable(
+            f"{response.url.path} gave no {model.__name__}: {where}: {fault['msg']}"
+        ) from None

@@ -12,13 +12,12 @@ from noj_agent.hand import Hand
 from noj_agent.health import Health
 from noj_agent.judge.slots import SlotPool
 from noj_agent.outbox import Outbox
+from noj_agent.retry import growing_s
 from noj_agent.session import Session
 from noj_agent.state import StateDir
 from noj_shared.wire import HeartbeatBody, HeartbeatReply, RunnerActivity
 
 log = logging.getLogger(__name__)
-
-FASTEST_RETRY_S = 0.5
 
 
 class Heartbeat:
@@ -62,7 +61,7 @@ class Heartbeat:
             # Only now: the answer may have brought another interval than the one we began with.
             interval_s = float(self._session.config.heartbeat_interval_sec)
             if failures:
-                interval_s = min(interval_s, FASTEST_RETRY_S * 2**failures)
+                interval_s = min(interval_s, growing_s(failures))
             self.now.wait(interval_s)
             self.now.clear()
 

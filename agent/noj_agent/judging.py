@@ -82,11 +82,7 @@ class SlotWorker:
     def run(self, claimed: queue.SimpleQueue[JobInHand | None]) -> None:
         """Work until a None comes."""
         while (held := claimed.get()) is not None:
-            try:
-                self.work(held)
-            except Exception as error:  # a bug must not cost the agent: this job's lease expires
-                log.exception("job %s: judging it failed unexpectedly", held.job.job_id)
-                self._health.failed(error)
+            self.work(held)
 
     def work(self, held: JobInHand) -> None:
         """One job. Its report is on the disk before it leaves the hand; always gives back."""
@@ -94,6 +90,8 @@ class SlotWorker:
             report = self._report(held)
             if report is not None and not held.dropped:
                 self._outbox.put(Entry(held.job.job_id, report))
+                if isinstance(report, CompleteJobBody):
+                    self._health.succeeded()
         except OSError as error:
             # The disk is full: the lease runs out, and somebody healthier judges the job.
             self._health.failed(error)
@@ -106,7 +104,7 @@ class SlotWorker:
         """What to report: the result, or why there is none; None if nobody wants to know."""
         job = held.job
         try:
-            body = self._judged(held)
+            return self._judged(held)
         except JobCancelled:
             if held.dropped:
                 log.info("job %s dropped", job.job_id)
@@ -118,12 +116,13 @@ class SlotWorker:
         except (Unavailable, Rejected, LeaseLost) as error:
             log.error("job %s: its files cannot be fetched: %s", job.job_id, error)
             return _abort(job, AbortReason.PREP_FAILED, describe(error))
-        except (SandboxError, OSError) as error:
-            log.error("job %s: this host failed: %s", job.job_id, error)
+        except Exception as error:  # a defect of ours, too, must cost neither agent nor job
+            known = isinstance(error, SandboxError | OSError)
+            log.error(
+                "job %s: this host failed: %s", job.job_id, describe(error), exc_info=not known
+            )
             self._health.failed(error)
             return _abort(job, AbortReason.PREP_FAILED, describe(error))
-        self._health.succeeded()
-        return body
 
     def _judged(self, held: JobInHand) -> CompleteJobBody:
         job = held.job

@@ -46,27 +46,28 @@ class Outbox:
         self._folder = folder
         self._refused = folder / "refused"
         self._refused.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = threading.Lock()
         self.changed = threading.Event()
         """Set when an entry has been put."""
 
     def put(self, entry: Entry) -> None:
-        """Keep a report; it is on the disk when this returns. The first one of a job wins."""
-        path = self._path(entry.job_id)
-        if not path.exists():
-            data = {"kind": entry.kind, "body": entry.body.model_dump(mode="json")}
-            write_json(path, data)
+        """Keep a report; it is on the disk when this returns. Of two under the same lease the first
+        wins; one under a newer lease replaces the old one, which cannot land any more."""
+        with self._lock:
+            if not self._holds(entry):
+                data = {"kind": entry.kind, "body": entry.body.model_dump(mode="json")}
+                write_json(self._path(entry.job_id), data)
         self.changed.set()
 
     def entries(self) -> list[Entry]:
         """All reports, oldest first; a damaged file is set aside."""
         found = []
         for path in sorted(self._files(), key=lambda file: file.name):
-            data = read_json(path)
-            try:
-                model = CompleteJobBody if data["kind"] == "complete" else AbortJobBody
-                found.append(Entry(path.stem, model.model_validate(data["body"])))
-            except (TypeError, KeyError, ValueError):
-                if path.exists():
+            with self._lock:
+                entry = _read(path)
+                if entry is not None:
+                    found.append(entry)
+                elif path.exists():
                     log.error("outbox file %s is damaged; set aside in %s", path, self._refused)
                     path.replace(self._refused / path.name)
         return found
@@ -75,22 +76,39 @@ class Outbox:
         """The jobs whose reports wait."""
         return sorted(path.stem for path in self._files())
 
-    def remove(self, job_id: str) -> None:
-        """The server has taken it."""
-        self._path(job_id).unlink(missing_ok=True)
+    def remove(self, entry: Entry) -> None:
+        """The server has taken it; a report of the job under another lease stays."""
+        with self._lock:
+            if self._holds(entry):
+                self._path(entry.job_id).unlink()
         sync_folder(self._folder)
 
-    def refuse(self, job_id: str) -> None:
+    def refuse(self, entry: Entry) -> None:
         """The server has refused it for good: keep it aside, the newest hundred."""
-        path = self._path(job_id)
-        if path.exists():
-            path.replace(self._refused / path.name)
+        with self._lock:
+            if self._holds(entry):
+                path = self._path(entry.job_id)
+                path.replace(self._refused / path.name)
         old = sorted(self._refused.iterdir(), key=lambda file: file.stat().st_mtime)
         for file in old[:-REFUSED_KEPT]:
             file.unlink(missing_ok=True)
+
+    def _holds(self, entry: Entry) -> bool:
+        kept = _read(self._path(entry.job_id))
+        return kept is not None and kept.lease == entry.lease
 
     def _path(self, job_id: str) -> Path:
         return self._folder / f"{job_id}.json"
 
     def _files(self) -> list[Path]:
         return [path for path in self._folder.glob("jb_*.json") if is_job_id(path.stem)]
+
+
+def _read(path: Path) -> Entry | None:
+    """The report in a file; None if there is none or it is damaged."""
+    data = read_json(path)
+    try:
+        model = CompleteJobBody if data["kind"] == "complete" else AbortJobBody
+        return Entry(path.stem, model.model_validate(data["body"]))
+    except (TypeError, KeyError, ValueError):
+        return None

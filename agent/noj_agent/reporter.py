@@ -11,13 +11,11 @@ from collections.abc import Callable
 from noj_agent.api import Identity, ServerApi
 from noj_agent.errors import LeaseLost, Rejected, Unavailable
 from noj_agent.outbox import Entry, Outbox
-from noj_agent.retry import CAP_S, RETRY_AFTER_CAP_S
+from noj_agent.retry import CAP_S, RETRY_AFTER_CAP_S, growing_s
 from noj_agent.session import Session
 from noj_shared.wire import CompleteJobBody
 
 log = logging.getLogger(__name__)
-
-FIRST_RETRY_S = 0.5
 
 
 class Reporter:
@@ -62,11 +60,11 @@ class Reporter:
                 log.warning("job %s: the server does not know it any more", entry.job_id)
             else:
                 log.error("job %s: report refused, kept aside: %s", entry.job_id, error)
-                self._outbox.refuse(entry.job_id)
+                self._outbox.refuse(entry)
                 return
         else:
             log.info("job %s: %s taken by the server", entry.job_id, entry.kind)
-        self._outbox.remove(entry.job_id)
+        self._outbox.remove(entry)
 
     def _send(self, me: Identity, entry: Entry) -> None:
         if isinstance(entry.body, CompleteJobBody):
@@ -75,9 +73,9 @@ class Reporter:
             self._api.abort(me, entry.job_id, entry.body)
 
     def _postpone(self, entry: Entry, error: Unavailable, now: float) -> None:
-        failures = self._failures.get(entry.job_id, 0)
-        self._failures[entry.job_id] = failures + 1
-        wait_s = min(FIRST_RETRY_S * 2.0**failures, CAP_S)
+        failures = self._failures.get(entry.job_id, 0) + 1
+        self._failures[entry.job_id] = failures
+        wait_s = growing_s(failures)
         if error.retry_after_s is not None:
             wait_s = min(error.retry_after_s, RETRY_AFTER_CAP_S)
         self._not_before[entry.job_id] = now + wait_s

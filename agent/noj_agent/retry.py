@@ -26,10 +26,11 @@ from noj_agent.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
+FIRST_S = 0.5
 CAP_S = 15.0
 RETRY_AFTER_CAP_S = 60.0
 PREPARE_TOTAL_S = 120.0
-_grow = wait_random_exponential(multiplier=0.5, max=CAP_S)
+_grow = wait_random_exponential(multiplier=FIRST_S, max=CAP_S)
 
 
 def wait_s(state: RetryCallState) -> float:
@@ -39,6 +40,12 @@ def wait_s(state: RetryCallState) -> float:
     if wished is not None:
         return min(float(wished), RETRY_AFTER_CAP_S)
     return float(_grow(state))
+
+
+def growing_s(failures: int) -> float:
+    """The wait after so many failures in a row, for loops that are no retries of one call: 0.5 s
+    after the first, doubled up to 15 s, without jitter."""
+    return min(FIRST_S * 2.0 ** min(failures - 1, 16), CAP_S)
 
 
 def patiently(stop: threading.Event, outage: Outage) -> Retrying:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from noj_agent.api import Identity, ServerApi
-from noj_agent.errors import AuthRejected, Unavailable
+from noj_agent.errors import AuthRejected, LeaseLost, Rejected, Unavailable
 from noj_agent.retry import Outage, patiently
 from noj_agent.settings import ENV_PREFIX, AgentSettings
 from noj_agent.state import StateDir, read_json, write_json
@@ -86,10 +86,16 @@ class Session:
         except Unavailable as error:
             self.outage.opened(error)
             raise
+        except (LeaseLost, Rejected):  # an answer, too
+            self._in_contact()
+            raise
+        self._in_contact()
+        return answer
+
+    def _in_contact(self) -> None:
         self._strikes = 0
         self.contact_at = time.time()
         self.outage.closed()
-        return answer
 
     def _rejected(self, identity: Identity) -> None:
         with self._lock:
@@ -119,10 +125,8 @@ class Session:
                 " against NOJ_SERVER_REGISTRATION_TOKEN"
             ) from error
         self._identity = Identity(reply.runner_id, reply.token)
-        self._strikes = 0
         self.config = reply.config
-        self.contact_at = time.time()
-        self.outage.closed()
+        self._in_contact()
         write_json(
             self._state.identity,
             {

@@ -71,18 +71,19 @@ class AgentSettings(BaseSettings):
 
     def read_registration_token(self) -> SecretStr:
         """The token from the setting or from its file. Raises ConfigError."""
-        if self.registration_token is not None:
-            return self.registration_token
-        if self.registration_token_file is None:
+        token = self.registration_token or SecretStr("")
+        if not token and self.registration_token_file is not None:
+            try:
+                token = SecretStr(self.registration_token_file.read_text().strip())
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{ENV_PREFIX}REGISTRATION_TOKEN_FILE: {error}") from error
+        if not token:
             raise ConfigError(
                 f"no registration token: set {ENV_PREFIX}REGISTRATION_TOKEN_FILE"
                 f" (or {ENV_PREFIX}REGISTRATION_TOKEN) to what the server has as"
                 " NOJ_SERVER_REGISTRATION_TOKEN"
             )
-        try:
-            return SecretStr(self.registration_token_file.read_text().strip())
-        except OSError as error:
-            raise ConfigError(f"{ENV_PREFIX}REGISTRATION_TOKEN_FILE: {error}") from error
+        return token
 
 
 def load_settings(config: Path | None, flags: dict[str, Any]) -> AgentSettings:

@@ -304,22 +304,6 @@ class AbortJobReply(Reply):
 # -- backend side -----------------------------------------------------------------------------
 
 
-class CreateSubmissionBody(Request):
-    """`POST /submissions` as JSON; the multipart form has `code` (a file) instead of `source`."""
-
-    problem_id: AnyProblemId
-    language: int
-    source: Text
-    submission_id: SubmissionId | None = None
-    user: Name | None = None
-    priority: Priority = 0
-
-    @field_validator("language")
-    @classmethod
-    def _is_judged(cls, value: int) -> int:
-        return judged_language(value)
-
-
 class CreateSubmissionForm(Request):
     """The fields of the multipart form of `POST /submissions`, beside the file `code`."""
 
@@ -333,6 +317,12 @@ class CreateSubmissionForm(Request):
     @classmethod
     def _is_judged(cls, value: int) -> int:
         return judged_language(value)
+
+
+class CreateSubmissionBody(CreateSubmissionForm):
+    """`POST /submissions` as JSON: `source` instead of the file `code`."""
+
+    source: Text
 
 
 def judged_language(value: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 import redis
-from noj_testing import BIN, wait_until
+from noj_testing import BIN, cgroups_of, processes_of, wait_until
 
 from noj_shared.language import Language, language_of_source
 from noj_shared.verdict import Verdict
@@ -33,28 +33,10 @@ def assert_nothing_left(world: World) -> None:
     """Stop the agents: no process, no cgroup of a sandbox stays behind."""
     for agent in world.agents.values():
         agent.stop()
-    wait_until(lambda: not sandboxed(), what="every sandboxed process has ended", timeout_s=5)
-    assert not case_cgroups()
-
-
-def sandboxed() -> list[psutil.Process]:
-    """Processes under a sandbox uid that are not yet dead."""
-    found = []
-    for process in psutil.process_iter(["uids", "status"]):
-        uids = process.info["uids"]
-        if uids is not None and uids.real in AGENT_UIDS and process.info["status"] != "zombie":
-            found.append(process)
-    return found
-
-
-def case_cgroups() -> list[Path]:
-    """Cgroups of cases, in whatever hierarchy."""
-    return [
-        path
-        for base in Path("/sys/fs/cgroup").rglob("noj-agent")
-        for path in base.iterdir()
-        if path.name.startswith("noj-u")
-    ]
+    wait_until(
+        lambda: not processes_of(AGENT_UIDS), what="every sandboxed process has ended", timeout_s=5
+    )
+    assert cgroups_of(AGENT_UIDS) == []
 
 
 def test_every_golden_submission_gets_its_verdict(world: World, golden_root: Path) -> None:

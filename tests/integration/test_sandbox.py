@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
-from noj_testing import wait_until
+from noj_testing import cgroups_of, processes_of, wait_until
 
 from noj_agent.errors import JobCancelled
 from noj_agent.judge.compile import TOOLCHAINS, compile_source, lay_out
@@ -99,35 +98,14 @@ def verdict(seen: Outcome, limits: Limits = LIMITS) -> Verdict:
     return decide(seen, limits=limits, accepted=lambda: True)
 
 
-def processes_of(slots: list[Slot]) -> list[psutil.Process]:
-    """Living processes under the slots' uids."""
-    uids = {slot.uid for slot in slots}
-    found = []
-    for process in psutil.process_iter(["uids", "status"]):
-        ids = process.info["uids"]
-        if ids is not None and ids.real in uids and process.info["status"] != "zombie":
-            found.append(process)
-    return found
-
-
-def cgroups_of(slots: list[Slot]) -> list[Path]:
-    """Case cgroups of the slots."""
-    prefixes = tuple(f"noj-u{slot.uid}-" for slot in slots)
-    return [
-        path
-        for base in Path("/sys/fs/cgroup").rglob("noj-agent")
-        for path in base.iterdir()
-        if path.name.startswith(prefixes)
-    ]
-
-
 @pytest.fixture(autouse=True)
 def nothing_stays_behind(host: Host) -> Iterator[None]:
     """After each test: no process, mount or cgroup; and a right program is still AC."""
+    uids = {slot.uid for slot in host.slots}
     mounts = Path("/proc/mounts").read_text()
     yield
-    wait_until(lambda: not processes_of(host.slots), what="no process is left", timeout_s=5)
-    assert cgroups_of(host.slots) == []
+    wait_until(lambda: not processes_of(uids), what="no process is left", timeout_s=5)
+    assert cgroups_of(uids) == []
     assert Path("/proc/mounts").read_text() == mounts
     seen = run(host, C, 'int main(void) { char s[9]; scanf("%8s", s); puts(s); }')
     assert (verdict(seen), seen.stdout) == (Verdict.AC, b"hello\n")
@@ -446,11 +424,11 @@ def test_killed_agent_leaves_nothing_running(host: Host, tmp_path: Path) -> None
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"up\n"
         wait_until(
-            lambda: sum("sleep" in p.name() for p in processes_of([slot])) >= 2,
+            lambda: sum("sleep" in p.name() for p in processes_of({slot.uid})) >= 2,
             what="the case runs",
         )
         driver.kill()
-    wait_until(lambda: not processes_of([slot]), what="its sandbox has ended", timeout_s=3)
-    assert cgroups_of([slot]) != []
+    wait_until(lambda: not processes_of({slot.uid}), what="its sandbox has ended", timeout_s=3)
+    assert cgroups_of({slot.uid}) != []
     assert host.engine.sweep_leftovers([slot]) >= 1
-    assert cgroups_of([slot]) == []
+    assert cgroups_of({slot.uid}) == []

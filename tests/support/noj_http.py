@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fakeredis
 from flask import Flask
+from noj_testing import make_zip
 from pydantic import SecretStr
 
 from noj_server.app import create_app
@@ -22,15 +21,6 @@ REGISTRATION_TOKEN = "the registration token"
 SECRET_KEY = "what signs code urls in these tests"
 SHAPE = ((60, 2), (40, 1))
 """Two tasks: 60 points for two cases, 40 points for one."""
-
-
-def make_zip(files: Mapping[str, str | bytes]) -> bytes:
-    """A zip of these files; the same bytes every time."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
 
 
 def make_meta(shape: Sequence[tuple[int, int]] = SHAPE) -> dict[str, Any]:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import io
 import json
 import re
 import threading
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+from noj_testing import make_zip
 
 from noj_agent.judge.slots import SlotPool
 from noj_agent.sandbox.base import Slot
@@ -33,15 +32,6 @@ URL = "http://judge.test"
 TOKEN = "the registration token"
 PARK_LIMIT_S = 20.0
 """A parked poll of a test that went wrong ends by itself."""
-
-
-def make_zip(files: Mapping[str, bytes]) -> bytes:
-    """A zip of these files."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
 
 
 TESTDATA = make_zip({"0000.in": b"1 2\n", "0000.out": b"3\n", "meta.json": b"{}"})

@@ -6,6 +6,7 @@ ended by its pid. Loopback only.
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import shutil
@@ -15,13 +16,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 import httpx
+import psutil
 import redis
 
 T = TypeVar("T")
@@ -48,6 +51,15 @@ def wait_until(
         pause.wait(poll_s)
 
 
+def make_zip(files: Mapping[str, str | bytes]) -> bytes:
+    """A zip of these files; the same bytes every time."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
 def free_port() -> int:
     """A TCP port on loopback that was free a moment ago."""
     with socket.socket() as probe:
@@ -61,6 +73,26 @@ def listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def processes_of(uids: Container[int]) -> list[psutil.Process]:
+    """Living processes whose real uid is one of these: what is left of sandboxes."""
+    found = []
+    for process in psutil.process_iter(["uids", "status"]):
+        ids = process.info["uids"]
+        if ids is not None and ids.real in uids and process.info["status"] != "zombie":
+            found.append(process)
+    return found
+
+
+def cgroups_of(uids: Container[int]) -> list[Path]:
+    """Cgroups of cases under these uids, in whatever hierarchy."""
+    return [
+        path
+        for base in Path("/sys/fs/cgroup").rglob("noj-agent")
+        for path in base.iterdir()
+        if path.name.startswith("noj-u") and int(path.name.split("-")[1][1:]) in uids
+    ]
 
 
 @dataclass

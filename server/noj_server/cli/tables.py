@@ -75,7 +75,7 @@ def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
 
 def runners_table(runners: Sequence[RunnerView], *, wide: bool) -> RenderableType:
     """Name, state, last seen, slots, held jobs, version, languages."""
-    extra = ("Version", "Languages", "Load", "Id") if wide else ("Version",)
+    extra = ("Version", "Languages", *(("Load", "Id") if wide else ()))
     table = _table("Runners", "Name", "State", "Seen", "Slots", "Jobs", *extra, right=("Slots",))
     for runner in runners:
         slots = f"{runner.busy_slots if runner.busy_slots is not None else '?'}/{runner.slots}"
@@ -90,10 +90,11 @@ def runners_table(runners: Sequence[RunnerView], *, wide: bool) -> RenderableTyp
             slots if runner.slots is not None else "?",
             ", ".join(map(short, runner.jobs)) or "–",
             runner.version or "?",
+            names or "all",
         ]
         if wide:
             load = "?" if runner.load is None else f"{runner.load:.1f}"
-            cells += [names or "all", load, runner.runner_id]
+            cells += [load, runner.runner_id]
         _add_row(table, cells)
     return table if runners else Text("Runners: none has registered", style="yellow")
 

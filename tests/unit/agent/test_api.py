@@ -254,11 +254,6 @@ def test_secrets_stay_out_of_messages(server: FakeServer, api: ServerApi) -> Non
     assert "rk_" not in repr(Identity(new_runner_id(), "rk_secret"))
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    strict=True,
-    reason="_parse quotes pydantic's message, which quotes the reply",
-)
 def test_a_misread_reply_keeps_its_secret(server: FakeServer, api: ServerApi) -> None:
     """INV8: a reply that is not understood is not quoted; it may hold our new token."""
     server.answers["register"] = [httpx.Response(201, json={"token": "rk_secret"})]
@@ -267,11 +262,6 @@ def test_a_misread_reply_keeps_its_secret(server: FakeServer, api: ServerApi) ->
     assert "rk_secret" not in str(raised.value)
 
 
-@pytest.mark.xfail(
-    raises=httpx.InvalidURL,
-    strict=True,
-    reason="InvalidURL is no HTTPError, _translated lets it out",
-)
 def test_a_url_that_is_none(api: ServerApi) -> None:
     """A code URL that cannot be parsed is an error of ours, not one that ends a thread."""
     with pytest.raises((Unavailable, Rejected)):

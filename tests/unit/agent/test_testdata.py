@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from noj_machine import TESTDATA, checksum_of, make_zip
-from noj_testing import wait_until
+from noj_machine import TESTDATA, checksum_of
+from noj_testing import make_zip, wait_until
 
 from noj_agent.errors import Unavailable
 from noj_agent.testdata import TestdataCache

@@ -7,7 +7,8 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from noj_http import make_meta, make_package, make_zip
+from noj_http import make_meta, make_package
+from noj_testing import make_zip
 
 from noj_shared.problem import CONTENT_TYPE
 

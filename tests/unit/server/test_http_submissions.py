@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from noj_http import make_case, make_package, make_report, make_zip
+from noj_http import make_case, make_package, make_report
+from noj_testing import make_zip
 
 from noj_shared.package import CODE_LIMITS
 from tests.unit.server.conftest import make_site
