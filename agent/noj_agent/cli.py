@@ -30,7 +30,7 @@ from noj_agent.retry import Outage
 from noj_agent.sandbox import open_engine, reserve_slots
 from noj_agent.session import Session
 from noj_agent.settings import AgentSettings, load_settings
-from noj_agent.state import locked, open_state, read_json, running_pid
+from noj_agent.state import StateDir, locked, open_state, read_json, running_pid
 from noj_agent.worker import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, EXIT_SANDBOX, Agent
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,10 @@ def _explained(console: Console) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        console.print(f"[red]{error}[/]", highlight=False, soft_wrap=True)
+        console.print(Text(str(error), style="red"), soft_wrap=True)
         raise typer.Exit(EXIT_CONFIG) from error
     except SandboxError as error:
-        console.print(f"[red]The sandbox does not work here:[/] {error}", soft_wrap=True)
+        console.print(Text(f"The sandbox does not work here: {error}", style="red"), soft_wrap=True)
         raise typer.Exit(EXIT_SANDBOX) from error
 
 
@@ -162,17 +162,15 @@ def status(
 ) -> None:
     """What the agent of this machine is doing, also while the server is down.
 
-    Exit status: 0 running and in contact, 1 not running, sick or without contact for a minute.
+    Exit status: 0 running and in contact, 1 not running, sick or without contact for a minute,
+    2 not allowed to look.
     """
     console = Console()
-    root = open_state(state_dir) if state_dir.exists() else None
-    data = read_json(root.status) if root is not None else None
-    if root is None or not isinstance(data, dict):
-        console.print(f"No agent has ever run with {state_dir}.")
+    with _explained(Console(stderr=True)):
+        data = _read_status(StateDir(state_dir))
+    if data is None:
+        console.print(Text(f"No agent has ever run with {state_dir}."), soft_wrap=True)
         raise typer.Exit(EXIT_FAILED)
-    pid = running_pid(root)
-    data["running"] = pid is not None
-    data["outbox"] = sorted(path.stem for path in root.outbox.glob("jb_*.json"))
     fault = _fault(data)
     if as_json:
         typer.echo(json.dumps({**data, "needs_person": fault}, indent=2))
@@ -181,6 +179,18 @@ def status(
         console.print(_jobs_table(data))
         console.print(Text(f"! {fault}", style="bold red") if fault else Text("All is well."))
     raise typer.Exit(EXIT_FAILED if fault else EXIT_OK)
+
+
+def _read_status(state: StateDir) -> dict[str, Any] | None:
+    """What the agent wrote last, and what is on the disk now; None if it never ran."""
+    try:
+        data = read_json(state.status)
+        if not isinstance(data, dict):
+            return None
+        outbox = sorted(path.stem for path in state.outbox.glob("jb_*.json"))
+        return {**data, "running": running_pid(state) is not None, "outbox": outbox}
+    except PermissionError as error:
+        raise ConfigError(f"{error}: run this as the agent's user, usually root") from error
 
 
 def _age_s(iso: str | None) -> float | None:
@@ -261,7 +271,7 @@ def check(config: Config = None, allow_weak_limits: Weak = None) -> None:
         try:
             api.healthz()
         except AgentError as error:
-            console.print(f"[red]✗ {settings.server_url} does not answer: {error}[/]")
+            console.print(Text(f"✗ {settings.server_url} does not answer: {error}", style="red"))
             raise typer.Exit(EXIT_FAILED) from error
         finally:
             api.close()
@@ -287,7 +297,7 @@ def unregister(config: Config = None) -> None:
             try:
                 api.sign_off(Identity(stored["runner_id"], stored["token"]))
             except AgentError as error:
-                console.print(f"[red]The server did not take it: {error}[/]")
+                console.print(Text(f"The server did not take it: {error}", style="red"))
                 raise typer.Exit(EXIT_FAILED) from error
             finally:
                 api.close()

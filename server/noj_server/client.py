@@ -75,12 +75,15 @@ class Client:
     def __init__(
         self, base_url: str, api_key: str, *, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self._http = httpx.Client(
-            base_url=base_url,
-            headers={"Authorization": f"Bearer {api_key}"},
-            timeout=TIMEOUT_S,
-            transport=transport,
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=base_url,
+                headers={"Authorization": f"Bearer {api_key}"},
+                timeout=TIMEOUT_S,
+                transport=transport,
+            )
+        except httpx.InvalidURL as error:
+            raise ServerUnreachableError(f"{base_url!r} is no URL: {error}") from error
 
     def __enter__(self) -> Self:
         return self
