@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from redis import RedisError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from noj_server.problems import UnknownProblemError
 from noj_shared.package import PackageError
 from noj_shared.problem import CONTENT_TYPE, ErrorCode, FieldFault, ProblemDetails
 
@@ -122,6 +123,10 @@ def _package(error: PackageError) -> Response:
     return respond(ApiError(400, ErrorCode.INVALID_PACKAGE, detail, errors=error.faults))
 
 
+def _unknown_problem(error: UnknownProblemError) -> Response:
+    return respond(not_found(str(error)))
+
+
 def _redis_away(error: RedisError) -> Response:
     log.warning("Redis is away: %s", error)
     headers = {"Retry-After": str(REDIS_RETRY_AFTER_S)}
@@ -152,6 +157,7 @@ def install(app: Flask) -> None:
     """Translate everything a view may raise."""
     app.register_error_handler(ApiError, respond)
     app.register_error_handler(PackageError, _package)
+    app.register_error_handler(UnknownProblemError, _unknown_problem)
     app.register_error_handler(RedisError, _redis_away)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unexpected)

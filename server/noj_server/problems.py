@@ -38,7 +38,10 @@ class ProblemVersion:
 
 
 class UnknownProblemError(LookupError):
-    """No such problem, or no such version of it."""
+    """No such problem, or no such version of it; says which and what to do."""
+
+    def __init__(self, problem_id: str) -> None:
+        super().__init__(f"problem: {problem_id}; PUT /problems/{problem_id} first")
 
 
 class Problems:

@@ -20,7 +20,7 @@ from noj_server.job_queue import (
     Landing,
     SubmissionRecord,
 )
-from noj_server.problems import Problems, ProblemVersion
+from noj_server.problems import Problems, ProblemVersion, UnknownProblemError
 from noj_server.runners import RunnerRegistry
 from noj_shared.ids import new_job_id, new_request_id, new_submission_id
 from noj_shared.language import Language
@@ -177,7 +177,10 @@ class Submissions:
     ) -> tuple[TaskView, ...]:
         if detail is None:
             return ()
-        problem = self._problems.version(record.problem_id, record.version)
+        try:
+            problem = self._problems.version(record.problem_id, record.version)
+        except UnknownProblemError:  # the data directory has lost it; the verdict is in Redis
+            return ()
         return tuple(
             TaskView(
                 status=worst(case.status for case in task),

@@ -6,7 +6,7 @@ from flask import Blueprint, Response, request, send_file
 
 from noj_server.auth import checked_id, require_any_runner, require_role
 from noj_server.errors import ApiError, not_found
-from noj_server.problems import TESTDATA, ProblemVersion, UnknownProblemError
+from noj_server.problems import TESTDATA, ProblemVersion
 from noj_server.replies import model
 from noj_server.services import services
 from noj_shared.ids import is_problem_id
@@ -54,10 +54,7 @@ def store(problem_id: str) -> Response:
 
 def _current(problem_id: str) -> ProblemVersion:
     checked_id(problem_id, is_problem_id, "problem")
-    try:
-        return services().problems.current(problem_id)
-    except UnknownProblemError as error:
-        raise not_found("problem") from error
+    return services().problems.current(problem_id)
 
 
 @blueprint.get("/problem/<problem_id>/meta")

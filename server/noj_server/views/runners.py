@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from flask import Blueprint, Response, request
@@ -16,6 +17,7 @@ from noj_server.auth import (
 )
 from noj_server.errors import ApiError, json_body, not_found, parse
 from noj_server.job_queue import Abort, ClaimedJob, JobRecord, Landing
+from noj_server.problems import UnknownProblemError
 from noj_server.replies import empty, model, parked, preferences
 from noj_server.runners import RunnerRecord
 from noj_server.services import services
@@ -25,6 +27,7 @@ from noj_shared.problem import ErrorCode
 from noj_shared.wire import (
     AbortJobBody,
     AbortJobReply,
+    AbortReason,
     ApiKeyRole,
     CompleteJobBody,
     HeartbeatBody,
@@ -38,6 +41,8 @@ from noj_shared.wire import (
     RunnerState,
     RunnerView,
 )
+
+log = logging.getLogger(__name__)
 
 blueprint = Blueprint("runners", __name__)
 
@@ -110,7 +115,19 @@ def next_job(runner_id: str) -> Response:
         )
 
     found = parked(claim, topics=map(str, languages), owner=runner_id)
-    return found if isinstance(found, Response) else model(_job(found))
+    if isinstance(found, Response):
+        return found
+    try:
+        return model(_job(found))
+    except UnknownProblemError as error:
+        # The data directory has lost the version. Handed back until it lands as Judge Error (INV5).
+        log.error("job %s cannot be judged: no such %s", found.job_id, error)
+        reason = AbortReason.REJECTED
+        detail = f"the server's data directory has lost the version of {error}"
+        services().queue.abort_job(
+            runner_id, found.job_id, found.lease, reason=reason, detail=detail
+        )
+        return empty()
 
 
 def _job(claimed: ClaimedJob) -> Job:

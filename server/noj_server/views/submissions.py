@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flask import Blueprint, Response, request
 
 from noj_server.auth import checked_id, require_role
 from noj_server.errors import ApiError, json_body, not_found, parse
 from noj_server.job_queue import Cancel, SubmissionRecord
-from noj_server.problems import UnknownProblemError
 from noj_server.replies import empty, model
 from noj_server.services import services
 from noj_shared.ids import is_submission_id
@@ -52,12 +49,7 @@ def create() -> Response:
             f"too many submissions of this user; try again in {retry_after_s} s",
             headers={"Retry-After": str(retry_after_s)},
         )
-    try:
-        submission_id, enqueued = services().submissions.create(form, code)
-    except UnknownProblemError as error:
-        raise not_found(f"problem: {form.problem_id}; PUT /problems/{form.problem_id} first") from (
-            error
-        )
+    submission_id, enqueued = services().submissions.create(form, code)
     return model(_created(submission_id, enqueued.job_id), 202)
 
 
@@ -71,8 +63,7 @@ def _is_multipart() -> bool:
 
 def _from_json() -> tuple[CreateSubmissionForm, bytes]:
     body = parse(CreateSubmissionBody, json_body(CODE_UPLOAD_BYTES))
-    form = CreateSubmissionForm.model_validate(body.model_dump(exclude={"source"}))
-    return form, body.source.encode()
+    return body, body.source.encode()
 
 
 def _from_multipart() -> tuple[CreateSubmissionForm, bytes]:
@@ -111,7 +102,11 @@ def code(submission_id: str) -> Response:
     """The code zip, for the bearer of a signed token only."""
     checked_id(submission_id, is_submission_id, "submission")
     services().code_urls.check(submission_id, request.args.get("token", ""))
-    content: Any = services().submissions.code(_found(submission_id))
+    record = _found(submission_id)
+    try:
+        content = services().submissions.code(record)
+    except FileNotFoundError as error:
+        raise not_found("source code: the data directory has lost it") from error
     return Response(content, content_type="application/zip")
 
 
