@@ -223,6 +223,15 @@ def _run(console: Console, *, keep: bool, redis_url: str | None) -> bool:
         directory = Path(tempfile.mkdtemp(prefix="noj-demo-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         server, client = _start_server(stack, directory, redis_url)
+        key_file = directory / "api.key"
+        key_file.touch(mode=0o600)
+        key_file.write_text(server.env["NOJ_SERVER_ADMIN_KEY"])
+        console.print(
+            "To watch as an operator does, in a second terminal:\n"
+            f"  {_program()} status --watch --url {_url(server)} --key-file {key_file}\n",
+            soft_wrap=True,
+            highlight=False,
+        )
         agents = {
             name: _start_agent(stack, directory, server, agent_program, name)
             for name in (VICTIM, SURVIVOR)
