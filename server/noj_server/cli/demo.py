@@ -39,6 +39,7 @@ from rich.table import Table
 from rich.text import Text
 
 from noj_server.cli import app
+from noj_server.cli.tables import plain
 from noj_server.client import Client, ClientError
 from noj_shared.language import language_of_source
 from noj_shared.verdict import Verdict
@@ -183,10 +184,10 @@ def demo(
     """
     console = Console(record=svg is not None)
     try:
-        with _terminated_as_interrupt():
+        with _ended_as_interrupted():
             right = _run(console, keep=keep, redis_url=redis_url)
     except (DemoError, ClientError) as error:
-        console.print(f"[red]The demo failed:[/] {error}")
+        console.print(plain(f"The demo failed: {error}", "red"))
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         console.print("Stopped; everything the demo started is gone.")
@@ -197,17 +198,19 @@ def demo(
 
 
 @contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that nothing is left behind."""
+def _ended_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does: nothing is left behind."""
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _run(console: Console, *, keep: bool, redis_url: str | None) -> bool:
