@@ -229,12 +229,13 @@ def _run(console: Console, *, keep: bool, redis_url: str | None) -> bool:
         key_file = directory / "api.key"
         key_file.touch(mode=0o600)
         key_file.write_text(server.env["NOJ_SERVER_ADMIN_KEY"])
-        console.print(
-            "To watch as an operator does, in a second terminal:\n"
-            f"  {_program()} status --watch --url {_url(server)} --key-file {key_file}\n",
-            soft_wrap=True,
-            highlight=False,
-        )
+        if not console.record:  # paths of this machine do not belong in a picture
+            console.print(
+                "To watch as an operator does, in a second terminal:\n"
+                f"  {_program()} status --watch --url {_url(server)} --key-file {key_file}\n",
+                soft_wrap=True,
+                highlight=False,
+            )
         agents = {
             name: _start_agent(stack, directory, server, agent_program, name)
             for name in (VICTIM, SURVIVOR)
