@@ -103,8 +103,16 @@ def start(
         settings.read_registration_token()
         set_up_logging(settings.log_format, settings.log_level)
         signal.signal(signal.SIGHUP, partial(_reload, config, flags))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop_early)
         status = _run(settings)
     raise typer.Exit(status)
+
+
+def _stop_early(_number: int, _frame: FrameType | None) -> None:
+    """Until the agent runs and has its own handlers: unwind, so that no sandbox stays behind."""
+    log.info("told to stop while starting")
+    raise SystemExit(EXIT_OK)
 
 
 def _reload(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
-from noj_testing import Agent, RedisServer, Server, wait_until
+from noj_testing import AGENT_UIDS, Agent, RedisServer, Server, cgroups_of, wait_until
 
 from noj_server.client import Client
 from noj_shared.wire import LeaseView, SubmissionView
@@ -28,6 +29,11 @@ class World:
     server: Server
     client: Client
     agents: dict[str, Agent] = field(default_factory=dict)
+    cgroups_before: list[Path] = field(default_factory=lambda: cgroups_of(AGENT_UIDS))
+
+    def new_cgroups(self) -> list[Path]:
+        """Cgroups of cases that were not there before this world."""
+        return [path for path in cgroups_of(AGENT_UIDS) if path not in self.cgroups_before]
 
     def start_agent(self, name: str, *, slots: int = 1, env: dict[str, str] | None = None) -> Agent:
         """An agent that has registered."""
@@ -76,9 +82,16 @@ def package(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
+def _removed(cgroup: Path) -> bool:
+    with suppress(OSError):  # busy while its processes are dying
+        cgroup.rmdir()
+    return not cgroup.exists()
+
+
 @pytest.fixture
 def make_world(tmp_path: Path, golden_root: Path) -> Iterator[Callable[..., World]]:
     """Makes a world with settings of the test's own."""
+    worlds: list[World] = []
     with ExitStack() as stack:
 
         def make(**env: str) -> World:
@@ -94,9 +107,13 @@ def make_world(tmp_path: Path, golden_root: Path) -> Iterator[Callable[..., Worl
             client = stack.enter_context(Client(server.url, server.admin_key))
             for problem in ("demo-sum", "demo-primes"):
                 client.put_problem(problem, package(golden_root / "problems" / problem))
-            return World(tmp_path, stack, redis, server, client)
+            worlds.append(World(tmp_path, stack, redis, server, client))
+            return worlds[-1]
 
         yield make
+    # An agent that was killed and not started again could not clear away its own.
+    for cgroup in {path for world in worlds for path in world.new_cgroups()}:
+        wait_until(partial(_removed, cgroup), what=f"{cgroup} can be removed")
 
 
 @pytest.fixture

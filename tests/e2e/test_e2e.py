@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 import redis
-from noj_testing import BIN, cgroups_of, processes_of, wait_until
+from noj_testing import AGENT_UIDS, BIN, processes_of, wait_until
 
 from noj_shared.language import Language, language_of_source
 from noj_shared.verdict import Verdict
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.redis, pytest.mark.timeout(180)]
 
-AGENT_UIDS = range(60100, 60900)
 SLEEPY = (Path(__file__).parent / "sleepy.c").read_bytes()
 RIGHT = b"input()\nprint(sum(map(int, input().split())))\n"
 
@@ -36,7 +35,7 @@ def assert_nothing_left(world: World) -> None:
     wait_until(
         lambda: not processes_of(AGENT_UIDS), what="every sandboxed process has ended", timeout_s=5
     )
-    assert cgroups_of(AGENT_UIDS) == []
+    assert world.new_cgroups() == []
 
 
 def test_every_golden_submission_gets_its_verdict(world: World, golden_root: Path) -> None:

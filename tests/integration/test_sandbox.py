@@ -65,6 +65,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """The real engine, with uids that no agent on this machine has."""
     with reserve_slots(2) as slots:
         engine = open_engine(state_dir=tmp_path_factory.mktemp("state"), allow_weak_limits=False)
+        engine.sweep_leftovers(slots)  # of an agent that was killed here, as every agent does
         yield Host(engine, slots)
 
 

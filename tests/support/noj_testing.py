@@ -30,6 +30,8 @@ import redis
 T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
 BIN = Path(sys.executable).parent
+AGENT_UIDS = range(60100, 60900)
+"""Where agents take the uids of their slots from."""
 
 
 def wait_until(

@@ -9,6 +9,7 @@ one. Knows the agent as a program to start, never as a package to import.
 from __future__ import annotations
 
 import io
+import json
 import os
 import secrets
 import shutil
@@ -309,8 +310,24 @@ def _start_agent(
     }
     agent = Child(name, [program, "start"], env, directory / f"{name}.log")
     agent.start()
-    stack.callback(agent.stop)
+    stack.callback(_retire, agent)
     return agent
+
+
+def _retire(agent: Child) -> None:
+    """Stop an agent; one that lies killed is started once more, to clear away its sandboxes."""
+    if agent.process is not None and agent.process.poll() == -signal.SIGKILL:
+        agent.start()
+        pid = agent.process.pid
+        status = Path(agent.env["NOJ_AGENT_STATE_DIR"]) / "agent.json"
+        with suppress(DemoError):
+            _until(
+                lambda: bool(json.loads(status.read_text())["pid"] == pid),
+                [agent],
+                what=f"{agent.name} to clear up",
+                timeout_s=10,
+            )
+    agent.stop()
 
 
 def _url(server: Child) -> str:
