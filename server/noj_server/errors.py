@@ -19,6 +19,8 @@ from noj_shared.problem import CONTENT_TYPE, ErrorCode, FieldFault, ProblemDetai
 log = logging.getLogger(__name__)
 
 REDIS_RETRY_AFTER_S = 2
+FAULTS_SHOWN = 50
+_FIELD_SHOWN = 200
 Model = TypeVar("Model", bound=BaseModel)
 
 _BY_STATUS = {
@@ -55,20 +57,22 @@ def not_found(what: str) -> ApiError:
 
 
 def parse(model: type[Model], data: Any) -> Model:
-    """Validate a body; 400 with every wrong field named."""
+    """Validate a body; 400 with every wrong field named, the first FAULTS_SHOWN of them."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
+        faults = _own_faults(error)
+        more = f"; {len(faults)} faults, the first {FAULTS_SHOWN} are listed"
         raise ApiError(
             400,
             ErrorCode.INVALID_BODY,
-            "the request body is not as it should be",
+            "the request body is not as it should be" + more * (len(faults) > FAULTS_SHOWN),
             errors=[
                 FieldFault(
-                    field=".".join(map(str, item["loc"])) or "body",
+                    field=(".".join(map(str, item["loc"])) or "body")[:_FIELD_SHOWN],
                     message=item["msg"].removeprefix("Value error, "),
                 )
-                for item in _own_faults(error)
+                for item in faults[:FAULTS_SHOWN]
             ],
         ) from error
 
@@ -77,15 +81,8 @@ def _own_faults(error: ValidationError) -> list[Any]:
     """Its items, without those that only follow from others: a list whose items were all refused
     is "too short", too."""
     items = error.errors(include_url=False, include_input=False, include_context=False)
-    places = [item["loc"] for item in items]
-    return [
-        item
-        for item in items
-        if item["type"] != "too_short"
-        or not any(
-            len(p) > len(item["loc"]) and p[: len(item["loc"])] == item["loc"] for p in places
-        )
-    ]
+    above = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}
+    return [item for item in items if item["type"] != "too_short" or item["loc"] not in above]
 
 
 def json_body(limit_bytes: int) -> Any:

@@ -11,8 +11,10 @@ from noj_http import REGISTRATION_TOKEN, make_case, make_settings
 from noj_testing import free_port
 
 from noj_server.app import create_app
+from noj_server.errors import FAULTS_SHOWN
 from noj_shared.ids import new_job_id, new_runner_id
 from noj_shared.problem import CONTENT_TYPE, ErrorCode
+from noj_shared.wire import MAX_CASES, MAX_TASKS
 from tests.unit.server.conftest import Http
 
 if TYPE_CHECKING:
@@ -280,3 +282,23 @@ def test_an_unexpected_error_tells_no_inner_matters(
     refused(reply, 500, ErrorCode.INTERNAL)
     assert "/x/y" not in reply.text
     assert "secret path" in caplog.text
+
+
+def test_very_many_faults(judged: Site) -> None:
+    """The first are listed, the others counted; a wrong report costs the server no minutes."""
+    judged.submit()
+    runner = judged.register()
+    job = judged.pull(runner)
+    report = {"tasks": [[{}] * MAX_CASES] * MAX_TASKS}
+    reply = judged.complete(runner, job["job_id"], report)
+    assert len(refused(reply, 400, ErrorCode.INVALID_BODY)) == FAULTS_SHOWN
+    assert f"60000 faults, the first {FAULTS_SHOWN} are listed" in reply.json["detail"]
+
+
+def test_a_list_whose_items_are_all_wrong(judged: Site) -> None:
+    """Only what is wrong is named: not also that nothing is left of the list."""
+    judged.submit()
+    runner = judged.register()
+    job = judged.pull(runner)
+    reply = judged.complete(runner, job["job_id"], {"tasks": [[{**make_case(), "status": 99}]]})
+    assert list(refused(reply, 400, ErrorCode.INVALID_BODY)) == ["tasks.0.0.status"]
