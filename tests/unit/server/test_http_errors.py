@@ -289,7 +289,7 @@ def test_very_many_faults(judged: Site) -> None:
     judged.submit()
     runner = judged.register()
     job = judged.pull(runner)
-    report = {"tasks": [[{}] * MAX_CASES] * MAX_TASKS}
+    report: dict[str, Any] = {"tasks": [[{}] * MAX_CASES] * MAX_TASKS}
     reply = judged.complete(runner, job["job_id"], report)
     assert len(refused(reply, 400, ErrorCode.INVALID_BODY)) == FAULTS_SHOWN
     assert f"60000 faults, the first {FAULTS_SHOWN} are listed" in reply.json["detail"]
