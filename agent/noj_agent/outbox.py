@@ -38,6 +38,16 @@ class Entry:
         """What it reports."""
         return "complete" if isinstance(self.body, CompleteJobBody) else "abort"
 
+    def without_outputs(self) -> Entry:
+        """The same verdicts without what the programs and the compiler printed."""
+        if isinstance(self.body, AbortJobBody):
+            return self
+        cut = {"stdout": "", "stderr": ""}
+        tasks = tuple(tuple(c.model_copy(update=cut) for c in task) for task in self.body.tasks)
+        compiled = self.body.compile and self.body.compile.model_copy(update={"output": ""})
+        slim = self.body.model_copy(update={"tasks": tasks, "compile": compiled})
+        return Entry(self.job_id, slim)
+
 
 class Outbox:
     """The entries of one directory. Thread-safe."""

@@ -56,6 +56,12 @@ class Reporter:
         except LeaseLost:
             log.warning("job %s: our report came too late, another has the job", entry.job_id)
         except Rejected as error:
+            slim = entry.without_outputs()
+            if error.status == 413 and slim != entry:
+                # A proxy before the server may take less than it does.
+                log.warning("job %s: report too large; sent without outputs", entry.job_id)
+                self._deliver(slim)
+                return
             if error.status == 404:
                 log.warning("job %s: the server does not know it any more", entry.job_id)
             else:

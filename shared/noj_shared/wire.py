@@ -35,6 +35,9 @@ PROTOCOL = 1
 PRIORITY_RANGE = (-100, 100)
 CASE_OUTPUT_LIMIT_BYTES = 64 * 1024
 """How much of a case's stdout and stderr (each) an agent reports."""
+REPORT_OUTPUT_LIMIT_BYTES = 8 * 1024 * 1024
+"""All outputs of a report together. JSON spells a byte with six at most (`\\u0000`): with what else
+stands in it, any report fits in the 64 MiB that a server takes."""
 COMPILE_OUTPUT_LIMIT_BYTES = 64 * 1024
 MAX_TASKS = 100
 MAX_CASES = 100

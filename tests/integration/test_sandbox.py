@@ -196,6 +196,41 @@ ENDS = {
         {Verdict.AC},
     ),
     "one refused allocation": (PY, "x = [0] * (1 << 34)\n", {Verdict.RE, Verdict.MLE}),
+    "SysV shared memory bomb": (
+        C,
+        "#include <sys/shm.h>\nint main(void) { for (int i = 0; i < 64; i++) {"
+        " char *p = shmat(shmget(IPC_PRIVATE, 16 << 20, IPC_CREAT | 0600), 0, 0);"
+        " if (p != (char *)-1) memset(p, 1, 16 << 20); } return 0; }",
+        {Verdict.MLE},
+    ),
+    "pipe bomb": (
+        C,
+        "int main(void) { static char b[65536]; int p[2]; while (pipe2(p, O_NONBLOCK) == 0)"
+        " { fcntl(p[1], F_SETPIPE_SZ, 1 << 20); while (write(p[1], b, sizeof b) > 0); }"
+        " for (;;) pause(); }",
+        {Verdict.MLE, Verdict.TLE},
+    ),
+    "grandchild burns after its parent": (
+        C,
+        "int main(void) { if (fork() == 0) { setsid(); if (fork() == 0) for (;;); _exit(0); }"
+        " wait(0); for (;;) pause(); }",
+        {Verdict.TLE},
+    ),
+    "vfork that never returns": (
+        C,
+        "int main(void) { if (vfork() == 0) for (;;) pause(); return 0; }",
+        {Verdict.TLE},
+    ),
+    "executes itself": (
+        C,
+        'int main(int n, char **v) { execv("/proc/self/exe", v); return n; }',
+        {Verdict.TLE},
+    ),
+    "ignores every signal": (
+        C,
+        "int main(void) { for (int i = 1; i < 65; i++) signal(i, SIG_IGN); for (;;); }",
+        {Verdict.TLE},
+    ),
     "child outlives main": (
         C,
         'int main(void) { if (fork() == 0) { setsid(); for (;;) pause(); } puts("right"); }',
@@ -255,6 +290,23 @@ REFUSED = {
     " return setrlimit(RLIMIT_CPU, &l) == 0;",
     "setuid": "return setuid(0) == 0;",
     "reboot": "return syscall(SYS_reboot, 0xfee1dead, 672274793, 0x1234567, 0) == 0;",
+    "other socket families": "int f[] = {16, 17, 38, 40}; for (int i = 0; i < 4; i++)"
+    " if (socket(f[i], SOCK_RAW, 0) >= 0) return 1; return 0;",
+    "userfaultfd": "return syscall(SYS_userfaultfd, 0) >= 0 || syscall(SYS_userfaultfd, 1) >= 0;",
+    "performance counters": "unsigned p[32] = {0, 128};"
+    " return syscall(SYS_perf_event_open, p, 0, -1, -1, 0) >= 0;",
+    "memory of init by system call": "char b[8]; struct { void *at; size_t n; } l = {b, 8},"
+    " r = {(void *)0x400000, 8}; return syscall(SYS_process_vm_readv, 1, &l, 1, &r, 1, 0) >= 0;",
+    "descriptors of init": "char p[64]; for (int i = 0; i < 64; i++) {"
+    ' sprintf(p, "/proc/1/fd/%d", i); if (open(p, O_RDONLY) >= 0) return 1; }'
+    " int f = syscall(SYS_pidfd_open, 1, 0);"
+    " return f >= 0 && syscall(SYS_pidfd_getfd, f, 0, 0) >= 0;",
+    "namespaces of init": 'return open("/proc/1/ns/net", O_RDONLY) >= 0;',
+    "another namespace": "return unshare(CLONE_NEWNS) == 0 || unshare(CLONE_NEWPID) == 0"
+    " || unshare(CLONE_NEWNET) == 0 || unshare(CLONE_NEWIPC) == 0;",
+    "not the first to be killed for memory": 'int f = open("/proc/self/oom_score_adj", O_WRONLY);'
+    ' return f >= 0 && write(f, "-500", 4) > 0;',
+    "core dumps": "struct rlimit l; getrlimit(RLIMIT_CORE, &l); return l.rlim_max != 0;",
     "foreign descriptors": "for (int i = 3; i < 1024; i++) if (fcntl(i, F_GETFD) >= 0) return 1;"
     " return 0;",
 }
@@ -265,6 +317,20 @@ def test_what_is_refused(host: Host, name: str) -> None:
     """INV8 and more: each attempt fails, and the program lives on to say so."""
     seen = run(host, C, f"int main(void) {{ {REFUSED[name]} }}")
     assert seen.exit_code == 0, seen
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '__asm__ volatile("int $0x80" : "=a"(r) : "a"(20) : "memory");',
+        "r = syscall(0x40000000 | SYS_getpid);",
+    ],
+    ids=["32 bit", "x32"],
+)
+def test_the_filter_knows_one_abi(host: Host, call: str) -> None:
+    """Another ABI numbers system calls otherwise, past the filter: the program is killed."""
+    seen = run(host, C, f"int main(void) {{ long r; {call} return r > 0; }}")
+    assert seen.signal == signal.SIGSYS, seen
 
 
 def test_std_streams_may_be_opened_by_name(host: Host) -> None:

@@ -20,7 +20,14 @@ from noj_agent.sandbox.bubblewrap import sealed_copy
 from noj_shared.language import Language
 from noj_shared.package import CHAOS, case_name, inspect_code, opened, read_member
 from noj_shared.verdict import Verdict
-from noj_shared.wire import CASE_OUTPUT_LIMIT_BYTES, CaseResult, CompleteJobBody, Job, TaskSpec
+from noj_shared.wire import (
+    CASE_OUTPUT_LIMIT_BYTES,
+    REPORT_OUTPUT_LIMIT_BYTES,
+    CaseResult,
+    CompleteJobBody,
+    Job,
+    TaskSpec,
+)
 
 Progress = Callable[[int, int], None]
 """Called with (cases done, cases in all), from any thread."""
@@ -33,6 +40,12 @@ def limits_of(task: TaskSpec) -> Limits:
         wall_ms=2 * task.timeLimit + 1000,
         memory_bytes=task.memoryLimit * 1024,
     )
+
+
+def output_limit_bytes(cases: int) -> int:
+    """How much of each stdout and stderr is reported, so that a report of so many cases is never
+    too large to be taken: that would be a Judge Error by the user's doing."""
+    return min(CASE_OUTPUT_LIMIT_BYTES, REPORT_OUTPUT_LIMIT_BYTES // (2 * cases))
 
 
 def judge_job(
@@ -126,9 +139,11 @@ class _Crew:
     done: dict[tuple[int, int], CaseResult] = field(default_factory=dict)
     errors: list[BaseException] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.total = len(self.waiting)
+
     def run(self, slot: Slot) -> dict[tuple[int, int], CaseResult]:
         """Work until every case is done; raises the first error any thread met."""
-        self.total = len(self.waiting)
         helpers: list[threading.Thread] = []
         self._work(slot, lambda: self._hire(helpers))
         for helper in helpers:
@@ -187,8 +202,8 @@ class _Crew:
             execTime=round(seen.cpu_ms),
             wallTime=round(seen.wall_ms),
             memoryUsage=seen.memory_bytes // 1024,
-            stdout=report_text(seen.stdout, CASE_OUTPUT_LIMIT_BYTES),
-            stderr=report_text(seen.stderr, CASE_OUTPUT_LIMIT_BYTES),
+            stdout=report_text(seen.stdout, output_limit_bytes(self.total)),
+            stderr=report_text(seen.stderr, output_limit_bytes(self.total)),
             detail=explain(seen, limits),
         )
 

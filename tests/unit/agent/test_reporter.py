@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import httpx
@@ -55,7 +56,7 @@ def test_reports_are_delivered(server: FakeServer, reporter: Reporter, outbox: O
 @pytest.mark.parametrize("abort", [False, True], ids=["complete", "abort"])
 @pytest.mark.parametrize(
     ("status", "aside"),
-    [(204, False), (409, False), (404, False), (400, True), (403, True), (413, True), (422, True)],
+    [(204, False), (409, False), (404, False), (400, True), (403, True), (422, True)],
 )
 def test_final_answers(
     server: FakeServer,
@@ -78,6 +79,34 @@ def test_final_answers(
     assert len(server.seen(endpoint)) == 1
     assert outbox.job_ids() == []
     assert refused(state) == ([job_id] if aside else [])
+
+
+def test_too_large_a_report(
+    server: FakeServer, reporter: Reporter, outbox: Outbox, state: StateDir
+) -> None:
+    """413, perhaps of a proxy: the verdicts are sent again without what the programs printed."""
+    job_id = put(outbox)
+    server.answers["complete"] = [refusal(413)]
+    reporter.deliver(FakeClock())
+    (case,) = server.completed[job_id]["tasks"][0]
+    assert (case["status"], case["stdout"]) == (0, "")
+    assert server.completed[job_id]["lease"] == "lease-1"
+    assert (outbox.job_ids(), refused(state)) == ([], [])
+
+
+def test_too_large_even_without_outputs(
+    server: FakeServer, reporter: Reporter, outbox: Outbox, state: StateDir
+) -> None:
+    """Then it is kept aside, whole; so is a hand-back."""
+    done, back = put(outbox), put(outbox, abort=True)
+    server.answers["complete"] = [refusal(413), refusal(413)]
+    server.answers["abort"] = [refusal(413)]
+    reporter.deliver(FakeClock())
+    assert (len(server.seen("complete")), len(server.seen("abort"))) == (2, 1)
+    assert outbox.job_ids() == []
+    assert sorted(refused(state)) == sorted([done, back])
+    kept = json.loads((state.outbox / "refused" / f"{done}.json").read_text())
+    assert kept["body"]["tasks"][0][0]["stdout"] == "3\n"
 
 
 @pytest.mark.parametrize(
