@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from redis import Redis
 
 from noj_server import keys
+from noj_server.redis_client import now_ms, sync
 from noj_server.scripts import Scripts
 from noj_shared.ids import new_lease_id
 from noj_shared.language import Language
@@ -231,6 +231,14 @@ class UnknownSubmissionError(LookupError):
     """No such submission."""
 
 
+class ClaimRefusedError(Exception):
+    """Whatever is pending, this runner gets nothing now: it is `full`, `paused` or `revoked`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class JobQueue:
     """The queue on one Redis. Thread-safe. Every method may raise redis.RedisError.
 
@@ -297,14 +305,16 @@ class JobQueue:
         idempotency_key: str | None = None,
         max_jobs: int = 8,
     ) -> ClaimedJob | None:
-        """Lease the best pending job; None if there is none for this runner now."""
+        """Lease the best pending job; None if there is none. Raises ClaimRefusedError."""
         reply = self._claim_scripts.run(
             "claim",
             *(runner_id, new_lease_id(), idempotency_key or ""),
             *(self._settings.lease_ttl_ms, max_jobs, *languages),
         )
-        if reply[0] != "claimed":
+        if reply[0] == "none":
             return None
+        if reply[0] != "claimed":
+            raise ClaimRefusedError(reply[0])
         fields = _pairs(reply[3])
         return ClaimedJob(
             job_id=reply[1],
@@ -371,16 +381,15 @@ class JobQueue:
 
     def now_ms(self) -> int:
         """Redis' clock."""
-        seconds, micros = _sync(self._redis.time())
-        return int(seconds) * 1000 + int(micros) // 1000
+        return now_ms(self._redis)
 
     def job(self, job_id: str) -> JobRecord | None:
         """One job, also for a day after it ended."""
-        return _job_record(job_id, _sync(self._redis.hgetall(keys.job(job_id))))
+        return _job_record(job_id, sync(self._redis.hgetall(keys.job(job_id))))
 
     def submission(self, submission_id: str) -> SubmissionRecord | None:
         """One submission."""
-        fields = _sync(self._redis.hgetall(keys.submission(submission_id)))
+        fields = sync(self._redis.hgetall(keys.submission(submission_id)))
         if not fields:
             return None
         return SubmissionRecord(
@@ -406,7 +415,7 @@ class JobQueue:
 
     def history(self, job_id: str) -> list[AttemptRecord]:
         """A job's failed attempts, oldest first."""
-        lines = _sync(self._redis.lrange(keys.history(job_id), 0, -1))
+        lines = sync(self._redis.lrange(keys.history(job_id), 0, -1))
         return [
             AttemptRecord(int(at), runner, lease, reason, detail)
             for at, runner, lease, reason, detail in (line.split("\x1f", 4) for line in lines)
@@ -414,31 +423,31 @@ class JobQueue:
 
     def held_jobs(self, runner_id: str) -> list[str]:
         """The jobs leased to a runner."""
-        return sorted(_sync(self._redis.smembers(keys.runner(runner_id, "jobs"))))
+        return sorted(sync(self._redis.smembers(keys.runner(runner_id, "jobs"))))
 
     def depth(self) -> int:
         """How many jobs are pending."""
-        return sum(_sync(self._redis.zcard(keys.pending(lang))) for lang in Language)
+        return sum(sync(self._redis.zcard(keys.pending(lang))) for lang in Language)
 
     def pending_lines(self) -> list[PendingLine]:
         """Pending jobs by language and priority; two range look-ups per priority in use."""
-        now = self.now_ms()
+        now = now_ms(self._redis)
         lines = []
         for language in Language:
             key = keys.pending(language)
             floor = "-inf"
-            while first := _sync(
+            while first := sync(
                 self._redis.zrangebyscore(key, floor, "+inf", start=0, num=1, withscores=True)
             ):
                 job_id, score = first[0]
                 step = int(score // keys.PRIORITY_STEP)
                 ceiling = (step + 1) * keys.PRIORITY_STEP
-                created = _sync(self._redis.hget(keys.job(job_id), "created_ms"))
+                created = sync(self._redis.hget(keys.job(job_id), "created_ms"))
                 lines.append(
                     PendingLine(
                         language=int(language),
                         priority=100 - step,
-                        depth=_sync(self._redis.zcount(key, floor, f"({ceiling}")),
+                        depth=sync(self._redis.zcount(key, floor, f"({ceiling}")),
                         oldest_wait_s=max(now - int(created or now), 0) / 1000,
                     )
                 )
@@ -447,8 +456,8 @@ class JobQueue:
 
     def leases(self) -> list[LeaseRecord]:
         """The leased jobs, next deadline first; at most a thousand."""
-        now = self.now_ms()
-        rows = _sync(self._redis.zrange(keys.LEASED, 0, _SHOWN_LIMIT - 1, withscores=True))
+        now = now_ms(self._redis)
+        rows = sync(self._redis.zrange(keys.LEASED, 0, _SHOWN_LIMIT - 1, withscores=True))
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id, _ in rows:
                 pipe.hgetall(keys.job(job_id))
@@ -460,22 +469,23 @@ class JobQueue:
                 time_left_s=(deadline - now) / 1000,
             )
             for (job_id, deadline), fields in zip(rows, found, strict=True)
-            if (record := _job_record(job_id, fields)) is not None
+            # A job that was handed back since the first look is no lease any more.
+            if (record := _job_record(job_id, fields)) is not None and record.state == "leased"
         ]
 
     def results(self, after: str, count: int = 100) -> list[FeedEntry]:
         """Landed results after a cursor, in order; "0" is before all of them."""
-        entries = _sync(self._redis.xrange(keys.RESULTS, min=f"({after}", count=count))
+        entries = sync(self._redis.xrange(keys.RESULTS, min=f"({after}", count=count))
         return [_feed_entry(cursor, fields) for cursor, fields in entries]
 
     def last_results(self, count: int = 10) -> list[FeedEntry]:
         """The newest landed results, newest first."""
-        entries = _sync(self._redis.xrevrange(keys.RESULTS, count=count))
+        entries = sync(self._redis.xrevrange(keys.RESULTS, count=count))
         return [_feed_entry(cursor, fields) for cursor, fields in entries]
 
     def orphans(self, count: int = 5) -> list[OrphanRecord]:
         """The newest orphans, newest first; at most 20 are remembered, for a day."""
-        lines = _sync(self._redis.lrange(keys.ORPHANS, 0, count - 1))
+        lines = sync(self._redis.lrange(keys.ORPHANS, 0, count - 1))
         return [
             OrphanRecord(int(at), job_id, runner_id, self.job(job_id))
             for at, job_id, runner_id in (line.split("\x1f") for line in lines)
@@ -483,18 +493,13 @@ class JobQueue:
 
     def grace_left_s(self) -> float:
         """For how long no lease is judged expired, after an outage."""
-        until = _sync(self._redis.get(keys.GRACE))
-        return max(int(until) - self.now_ms(), 0) / 1000 if until else 0.0
+        until = sync(self._redis.get(keys.GRACE))
+        return max(int(until) - now_ms(self._redis), 0) / 1000 if until else 0.0
 
     def tick_age_s(self) -> float | None:
         """Seconds since the last sweep; None if there was none."""
-        tick = _sync(self._redis.get(keys.TICK))
-        return (self.now_ms() - int(tick)) / 1000 if tick else None
-
-
-def _sync(reply: Any) -> Any:
-    """redis-py types every reply as perhaps awaitable; ours never are."""
-    return reply
+        tick = sync(self._redis.get(keys.TICK))
+        return (now_ms(self._redis) - int(tick)) / 1000 if tick else None
 
 
 def _pairs(flat: Sequence[str]) -> dict[str, str]:

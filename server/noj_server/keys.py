@@ -10,6 +10,7 @@ get the prefix as KEYS[1] and may build any of these names (ADR 0002).
     token:<sha256>            STRING  runner id; 7 d, likewise
     runner:<rn>:alive         STRING  "1", for display only (INV2); lease TTL
     runner:<rn>:jobs          SET     ids of the jobs it holds; until they end
+    runner:<rn>:revoked       STRING  "1" after it signed off or was revoked; REVOKED_S
     jobs:pending:<language>   ZSET    job id → (100 - priority)·10¹³ + arrival; permanent
     jobs:leased               ZSET    job id → lease deadline (ms); permanent
     job:<jb>                  HASH    submission, problem, version, language, blob, priority,
@@ -52,6 +53,8 @@ CONFIG = f"{PREFIX}config"
 API_KEYS = f"{PREFIX}apikeys"
 
 IDENTITY_TTL_S = 7 * 86_400
+REVOKED_S = 300
+"""Longer than any parked poll of a runner that is gone."""
 TOMBSTONE_S = 86_400
 """How long an ended job's hash answers repeated reports."""
 

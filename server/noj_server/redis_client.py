@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import fakeredis
 from redis import Redis
@@ -57,6 +58,17 @@ def connect(url: str | None) -> RedisClients:
         claims=client(Retry(NoBackoff(), 0)),
         embedded=False,
     )
+
+
+def sync(reply: Any) -> Any:
+    """redis-py types every reply as perhaps awaitable; ours never are."""
+    return reply
+
+
+def now_ms(redis: Redis) -> int:
+    """Redis' clock: the only one that deadlines and ages are told by."""
+    seconds, micros = sync(redis.time())
+    return int(seconds) * 1000 + int(micros) // 1000
 
 
 def persistence_faults(redis: Redis) -> list[str]:

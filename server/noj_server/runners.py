@@ -14,6 +14,7 @@ from typing import Any
 from redis import Redis
 
 from noj_server import keys
+from noj_server.redis_client import now_ms, sync
 from noj_server.scripts import Scripts
 from noj_shared.ids import digest, new_runner_id, new_runner_token, same_digest
 from noj_shared.language import JUDGED
@@ -61,11 +62,10 @@ class RunnerRegistry:
         """A new runner; its id and its token, which is shown this once."""
         runner_id, token = new_runner_id(), new_runner_token()
         hashed = digest(token)
-        seconds, micros = _sync(self._redis.time())
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        registered_ms = now_ms(self._redis)
         meta: dict[Any, Any] = {
             "name": body.name,
-            "registered_ms": str(now_ms),
+            "registered_ms": str(registered_ms),
             "version": body.version or "",
             "slots": str(body.slots or ""),
             "languages": json.dumps([info.model_dump() for info in body.languages or ()]),
@@ -77,18 +77,18 @@ class RunnerRegistry:
             pipe.set(keys.runner(runner_id, "token_hash"), hashed, ex=keys.IDENTITY_TTL_S)
             pipe.set(keys.token(hashed), runner_id, ex=keys.IDENTITY_TTL_S)
             pipe.set(keys.runner(runner_id, "alive"), "1", px=self._alive_ttl_ms)
-            pipe.zadd(keys.RUNNERS, {runner_id: now_ms})
+            pipe.zadd(keys.RUNNERS, {runner_id: registered_ms})
             pipe.execute()
         return runner_id, token
 
     def verify_token(self, runner_id: str, token: str) -> bool:
         """Whether this is that runner's token."""
-        stored = _sync(self._redis.get(keys.runner(runner_id, "token_hash")))
+        stored = sync(self._redis.get(keys.runner(runner_id, "token_hash")))
         return same_digest(stored or "", digest(token))
 
     def verify_any_token(self, token: str) -> str | None:
         """The runner whose token this is: one look-up by digest, never a scan."""
-        found: str | None = _sync(self._redis.get(keys.token(digest(token))))
+        found: str | None = sync(self._redis.get(keys.token(digest(token))))
         return found
 
     def renew_alive(self, runner_id: str, body: HeartbeatBody | None = None) -> bool:
@@ -113,32 +113,31 @@ class RunnerRegistry:
 
     def list_runners(self) -> list[RunnerRecord]:
         """All runners, by name; those whose identity has expired are forgotten on the way."""
-        ids = _sync(self._redis.zrevrange(keys.RUNNERS, 0, _SHOWN_LIMIT - 1))
+        ids = sync(self._redis.zrevrange(keys.RUNNERS, 0, _SHOWN_LIMIT - 1))
         records = self._records(ids)
         gone = [runner_id for runner_id in ids if runner_id not in records]
         if gone:
             self._redis.zrem(keys.RUNNERS, *gone)
+        expired_ms = now_ms(self._redis) - keys.IDENTITY_TTL_S * 1000
+        self._redis.zremrangebyscore(keys.RUNNERS, "-inf", expired_ms)
         return sorted(records.values(), key=lambda record: (record.name, record.runner_id))
 
     def name_of(self, runner_id: str) -> str | None:
         """A runner's name, while it is known."""
-        found: str | None = _sync(self._redis.hget(keys.runner(runner_id, "meta"), "name"))
+        found: str | None = sync(self._redis.hget(keys.runner(runner_id, "meta"), "name"))
         return found
 
     def set_paused(self, runner_id: str, paused: bool) -> bool:
         """Let a runner claim no more jobs, or let it again; False if there is no such runner."""
-        meta = ("paused", "1" if paused else "0")
-        if not self._redis.exists(keys.runner(runner_id, "meta")):
-            return False
-        self._redis.hset(keys.runner(runner_id, "meta"), *meta)
-        return True
+        return bool(self._scripts.run("pause", runner_id, "1" if paused else "0") == 1)
 
     def sign_off(self, runner_id: str) -> None:
         """Forget a runner at once. Jobs it still holds become orphans by their leases (INV2)."""
-        hashed = _sync(self._redis.get(keys.runner(runner_id, "token_hash")))
+        hashed = sync(self._redis.get(keys.runner(runner_id, "token_hash")))
         with self._redis.pipeline(transaction=True) as pipe:
             for part in ("meta", "token_hash", "alive"):
                 pipe.delete(keys.runner(runner_id, part))
+            pipe.set(keys.runner(runner_id, "revoked"), "1", ex=keys.REVOKED_S)
             if hashed:
                 pipe.delete(keys.token(hashed))
             pipe.zrem(keys.RUNNERS, runner_id)
@@ -158,11 +157,6 @@ class RunnerRegistry:
             )
             if "name" in meta
         }
-
-
-def _sync(reply: Any) -> Any:
-    """redis-py types every reply as perhaps awaitable; ours never are."""
-    return reply
 
 
 def _record(

@@ -10,7 +10,11 @@ from redis import Redis
 
 from noj_server import keys
 
-NAMES = ("enqueue", "rejudge", "cancel", "claim", "renew", "complete", "abort", "sweep", "beat")
+NAMES = (
+    *("enqueue", "rejudge", "cancel"),
+    *("claim", "renew", "complete", "abort", "sweep"),
+    *("beat", "pause"),
+)
 
 
 def source(name: str) -> str:

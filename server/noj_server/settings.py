@@ -48,7 +48,7 @@ class ServerSettings(BaseSettings):
     retention_s: int = Field(default=30 * 86_400, ge=60, description="of landed submissions")
     threads: int = Field(default=256, ge=RESERVED_THREADS + 1, le=4096)
     upload_limit_bytes: int = Field(default=512 * MIB, ge=MIB, description="a problem package")
-    report_limit_bytes: int = Field(default=64 * MIB, ge=MIB, description="a runner's report")
+    report_limit_bytes: int = Field(default=32 * MIB, ge=MIB, description="a runner's report")
     log_format: Literal["auto", "rich", "json"] = Field(
         default="auto", description="auto: rich on a terminal, else JSON lines"
     )

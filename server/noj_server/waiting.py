@@ -104,8 +104,9 @@ class Parking:
         """What `attempt` gives, as soon as it gives something; None when time is up.
 
         Tries at once, after each wake-up and every few seconds, but never for a client that
-        has `gone`: its wake-up is passed on. A newer request of the same owner releases this one.
-        Raises ParkingFullError when there is no room; then nothing was attempted but once.
+        has `gone`: its wake-up is passed on, as it is when `attempt` raises. A newer request of
+        the same owner releases this one. Raises ParkingFullError when there is no room; then
+        nothing was attempted but once.
         """
         found = None if gone() else attempt()
         if found is not None or wait_s <= 0 or self._closed:
@@ -118,8 +119,8 @@ class Parking:
             # Not only `released`: `close` may have come before this waiter was in the list.
             while not (waiter.released or self._closed or gone()):
                 # Also before the first sleep: something may have come since the first try.
-                topic = None
                 found = attempt()
+                topic = None  # it was used, or told of what somebody else has taken
                 left_s = deadline - time.monotonic()
                 if found is not None or left_s <= 0:
                     return found
@@ -131,7 +132,7 @@ class Parking:
         finally:
             self._leave(waiter)
             # Also when something was found: a wake-up that came meanwhile told of the next one.
-            for unused in {topic if found is None else None, waiter.woken_by}:
+            for unused in {topic, waiter.woken_by}:
                 if unused is not None:
                     self.wake(unused)
 

@@ -35,12 +35,25 @@ PROTOCOL = 1
 PRIORITY_RANGE = (-100, 100)
 CASE_OUTPUT_LIMIT_BYTES = 64 * 1024
 """How much of a case's stdout and stderr (each) an agent reports."""
-REPORT_OUTPUT_LIMIT_BYTES = 8 * 1024 * 1024
+REPORT_OUTPUT_LIMIT_BYTES = 2 * 1024 * 1024
 """All outputs of a report together. JSON spells a byte with six at most (`\\u0000`): with what else
-stands in it, any report fits in the 64 MiB that a server takes."""
+stands in it, any report fits in the 32 MiB that a server takes."""
 COMPILE_OUTPUT_LIMIT_BYTES = 64 * 1024
+MAX_FIELDS = 64
 MAX_TASKS = 100
 MAX_CASES = 100
+
+
+def at_most(count: int) -> BeforeValidator:
+    """Refuse an overlong list or object before its items are looked at: pydantic's own max_length
+    comes after them, when a million faults have been collected already."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | tuple | dict) and len(value) > count:
+            raise ValueError(f"has {len(value)} items; at most {count} are allowed")
+        return value
+
+    return BeforeValidator(check)
 
 
 class Request(BaseModel):
@@ -48,11 +61,30 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise ValueError(f"has {len(value)} fields; no body has more than {MAX_FIELDS}")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_bool(cls, value: Any) -> Any:
+        return refuse_bool(value)
+
 
 class Reply(BaseModel):
     """Base of response bodies: a client ignores what it does not know."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+def refuse_bool(value: Any) -> Any:
+    """No request has a true or false; pydantic would take them for 1 and 0, and 1 is WA."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are no values here")  # noqa: TRY004  # for pydantic
+    return value
 
 
 def _whole(value: Any) -> Any:
@@ -104,6 +136,11 @@ class TaskSpec(Reply):
     timeLimit: int = Field(ge=1, le=600_000, description="ms")
     caseCount: int = Field(ge=1, le=MAX_CASES)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_bool(cls, value: Any) -> Any:
+        return refuse_bool(value)
+
 
 class Checker(StrEnum):
     """How an output is compared with the answer."""
@@ -115,7 +152,7 @@ class Checker(StrEnum):
 class ProblemMeta(Request):
     """`meta.json` of a problem package. Scores sum to 100."""
 
-    tasks: tuple[TaskSpec, ...] = Field(min_length=1, max_length=MAX_TASKS)
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1), at_most(MAX_TASKS)]
     checker: Checker = Checker.DIFF
     language: int | None = Field(
         default=None, exclude=True, description="accepted from old packages, not used"
@@ -169,8 +206,8 @@ class RegisterRunnerBody(Request):
     version: ShortText | None = None
     protocol: int | None = None
     slots: int | None = Field(default=None, ge=1, le=1024)
-    languages: tuple[LanguageInfo, ...] | None = Field(default=None, max_length=64)
-    tags: tuple[ShortText, ...] | None = Field(default=None, max_length=64)
+    languages: Annotated[tuple[LanguageInfo, ...], at_most(64)] | None = None
+    tags: Annotated[tuple[ShortText, ...], at_most(64)] | None = None
 
 
 class RunnerConfig(Reply):
@@ -201,8 +238,8 @@ class RunnerActivity(StrEnum):
 class HeartbeatBody(Request):
     """`POST /runners/{rn}/heartbeat`. Renews the lease of every job it lists."""
 
-    active_job_ids: tuple[JobId, ...] = Field(max_length=1024)
-    leases: dict[JobId, LeaseId] | None = Field(default=None, max_length=1024)
+    active_job_ids: Annotated[tuple[JobId, ...], at_most(1024)]
+    leases: Annotated[dict[JobId, LeaseId], at_most(1024)] | None = None
     state: RunnerActivity | None = None
     reason: ShortText | None = Field(default=None, description="why it is sick or draining")
     busy_slots: int | None = Field(default=None, ge=0, le=1024)
@@ -275,9 +312,11 @@ class CompileResult(Request):
 class CompleteJobBody(Request):
     """`PUT /runners/{rn}/jobs/{jb}/complete`: tasks × cases in the job's own shape."""
 
-    tasks: tuple[
-        Annotated[tuple[CaseResult, ...], Field(min_length=1, max_length=MAX_CASES)], ...
-    ] = Field(min_length=1, max_length=MAX_TASKS)
+    tasks: Annotated[
+        tuple[Annotated[tuple[CaseResult, ...], Field(min_length=1), at_most(MAX_CASES)], ...],
+        Field(min_length=1),
+        at_most(MAX_TASKS),
+    ]
     lease: LeaseId | None = None
     compile: CompileResult | None = None
 

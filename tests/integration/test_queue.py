@@ -14,6 +14,7 @@ from noj_server import keys
 from noj_server.job_queue import (
     Abort,
     Cancel,
+    ClaimRefusedError,
     JobQueue,
     LandedSummary,
     Landing,
@@ -74,17 +75,31 @@ def test_a_runner_gets_only_its_languages(bench: Bench) -> None:
 
 
 def test_claims_stop_at_max_jobs_and_when_paused(bench: Bench) -> None:
-    """A runner that holds its maximum, or is paused, gets nothing."""
+    """A runner that holds its maximum, or is paused, is refused, which is not "none pending"."""
     for _ in range(3):
         bench.enqueue()
     registry = RunnerRegistry(bench.redis)
     runner, _ = registry.register(RegisterRunnerBody(registration_token="t", name="n"))
     assert bench.queue.claim_next_job(runner, [0], max_jobs=1) is not None
-    assert bench.queue.claim_next_job(runner, [0], max_jobs=1) is None
+    with pytest.raises(ClaimRefusedError, match="full"):
+        bench.queue.claim_next_job(runner, [0], max_jobs=1)
     assert registry.set_paused(runner, True)
-    assert bench.queue.claim_next_job(runner, [0]) is None
+    with pytest.raises(ClaimRefusedError, match="paused"):
+        bench.queue.claim_next_job(runner, [0])
     assert registry.set_paused(runner, False)
     assert bench.queue.claim_next_job(runner, [0]) is not None
+
+
+def test_a_revoked_runner_claims_nothing(bench: Bench) -> None:
+    """Its poll may be parked in a process that has not heard of it: the script refuses."""
+    bench.enqueue()
+    registry = RunnerRegistry(bench.redis)
+    runner, _ = registry.register(RegisterRunnerBody(registration_token="t", name="n"))
+    registry.sign_off(runner)
+    with pytest.raises(ClaimRefusedError, match="revoked"):
+        bench.queue.claim_next_job(runner, [0])
+    assert not registry.set_paused(runner, True)
+    assert registry.list_runners() == []
 
 
 def test_idempotency_key_gives_the_same_job_again(bench: Bench) -> None:

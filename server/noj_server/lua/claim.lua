@@ -3,10 +3,12 @@
 -- same idempotency key gets the same job again, if it still holds it.
 -- KEYS[1] prefix
 -- ARGV runner, lease, idempotency key or '', lease_ttl_ms, max_jobs, languages…
--- replies {claimed, job, deadline_ms, HGETALL} {none} {full} {paused}
+-- replies {claimed, job, deadline_ms, HGETALL} {none} {full} {paused} {revoked}
 local runner, lease, key = ARGV[1], ARGV[2], ARGV[3]
 local memo = P .. 'claim:' .. runner .. ':' .. key
 local held = P .. 'runner:' .. runner .. ':jobs'
+-- Its poll may be parked in another process than the one that was told to revoke it.
+if redis.call('EXISTS', P .. 'runner:' .. runner .. ':revoked') == 1 then return {'revoked'} end
 if key ~= '' then
   local before = redis.call('GET', memo)
   if before then

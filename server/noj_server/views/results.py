@@ -42,4 +42,7 @@ def results() -> Response:
         results=tuple(result_entry(entry) for entry in entries),
         next=entries[-1].cursor if entries else after,
     )
-    return model(reply)
+    response = model(reply)
+    if isinstance(found, Response) and "Retry-After" in found.headers:  # no room to park
+        response.headers["Retry-After"] = found.headers["Retry-After"]
+    return response

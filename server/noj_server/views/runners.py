@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 from flask import Blueprint, Response, request
+from werkzeug.exceptions import MethodNotAllowed
 
 from noj_server.api_keys import unauthorized
 from noj_server.auth import (
@@ -16,7 +18,7 @@ from noj_server.auth import (
     require_runner_token,
 )
 from noj_server.errors import ApiError, json_body, not_found, parse
-from noj_server.job_queue import Abort, ClaimedJob, JobRecord, Landing
+from noj_server.job_queue import Abort, ClaimedJob, ClaimRefusedError, JobRecord, Landing
 from noj_server.problems import UnknownProblemError
 from noj_server.replies import empty, model, parked, preferences
 from noj_server.runners import RunnerRecord
@@ -97,7 +99,12 @@ def heartbeat(runner_id: str) -> Response:
 @blueprint.get("/runners/<runner_id>/next-job")
 @require_runner_token
 def next_job(runner_id: str) -> Response:
-    """The next job, at once or within `Prefer: wait`; 204 when there is none."""
+    """The next job, at once or within `Prefer: wait`; 204 when there is none.
+
+    A runner that is paused, or holds its maximum, is not parked: it would only be in the way.
+    """
+    if request.method == "HEAD":  # which Flask adds to every GET; here it would lease a job
+        raise MethodNotAllowed(["GET"])
     record = services().registry.get(runner_id)
     if record is None:
         raise unauthorized("this runner is not registered any more; register again")
@@ -114,7 +121,12 @@ def next_job(runner_id: str) -> Response:
             max_jobs=services().settings.max_concurrent_jobs,
         )
 
-    found = parked(claim, topics=map(str, languages), owner=runner_id)
+    try:
+        found = parked(claim, topics=map(str, languages), owner=runner_id)
+    except ClaimRefusedError as refused:
+        if refused.reason == "revoked":
+            raise unauthorized("this runner was revoked; register again") from refused
+        return empty(Retry_After=str(math.ceil(services().settings.poll_interval_s)))
     if isinstance(found, Response):
         return found
     try:

@@ -75,6 +75,11 @@ def test_json_that_is_no_object(site: Site, raw: bytes) -> None:
         ({"slots": 10**400}, "slots"),
         ({"slots": "many"}, "slots"),
         ({"slots": float("nan")}, "slots"),
+        ({"slots": True}, "slots"),
+        ({"languages": [{"language": True}]}, "languages.0.language"),
+        ({"tags": ["t"] * 65}, "tags"),
+        ({"languages": [{"language": 0}] * 65}, "languages"),
+        ({str(number): 1 for number in range(65)}, "body"),
         ({"slots": float("inf")}, "slots"),
         ({"languages": [{"language": 0, "extra": 1}]}, "languages.0.extra"),
         ({"languages": [{"language": -1}]}, "languages.0.language"),
@@ -104,6 +109,7 @@ def test_all_wrong_fields_are_named_at_once(site: Site) -> None:
     [
         (make_case(status=-1), "tasks.0.0.status"),
         (make_case(status=99), "tasks.0.0.status"),
+        (make_case(status=True), "tasks.0.0.status"),
         (make_case(execTime=float("nan")), "tasks.0.0.execTime"),
         (make_case(execTime=-1), "tasks.0.0.execTime"),
         (make_case(memoryUsage=2**54), "tasks.0.0.memoryUsage"),
@@ -293,6 +299,16 @@ def test_very_many_faults(judged: Site) -> None:
     reply = judged.complete(runner, job["job_id"], report)
     assert len(refused(reply, 400, ErrorCode.INVALID_BODY)) == FAULTS_SHOWN
     assert f"60000 faults, the first {FAULTS_SHOWN} are listed" in reply.json["detail"]
+
+
+def test_overlong_lists(site: Site) -> None:
+    """Refused by their length, before millions of wrong items are looked at."""
+    runner = site.register()
+    path = f"{runner.path}/jobs/{new_job_id()}/complete"
+    for tasks, field in (([[1]] * 1_000_000, "tasks"), ([[1] * 1_000_000], "tasks.0")):
+        reply = site.http.put(path, data=json.dumps({"tasks": tasks}), headers=runner.headers)
+        faults = refused(reply, 400, ErrorCode.INVALID_BODY)
+        assert faults == {field: "has 1000000 items; at most 100 are allowed"}
 
 
 def test_a_list_whose_items_are_all_wrong(judged: Site) -> None:

@@ -146,14 +146,41 @@ def test_languages_are_matched(judged: Site) -> None:
 
 
 def test_a_paused_runner_gets_nothing(judged: Site) -> None:
-    """Pause stops new jobs, resume brings them back."""
+    """Pause stops new jobs, resume brings them back. It is sent home, not parked."""
     judged.submit()
     runner = judged.register()
+    headers = {**runner.headers, "Prefer": "wait=20"}
     for action, status in (("pause", 204), ("resume", 200)):
         done = judged.http.post(f"{runner.path}/{action}", headers=judged.admin)
         assert done.status_code == 204
-        reply = judged.http.get(f"{runner.path}/next-job", headers=runner.headers)
-        assert reply.status_code == status
+        reply = judged.http.get(f"{runner.path}/next-job", headers=headers)
+        assert (reply.status_code, reply.headers.get("Retry-After")) == (
+            status,
+            "3" if status == 204 else None,
+        )
+
+
+def test_a_look_at_the_headers_leases_nothing(judged: Site) -> None:
+    """HEAD would be a GET whose job nobody sees."""
+    judged.submit()
+    runner = judged.register()
+    reply = judged.http.open(f"{runner.path}/next-job", method="HEAD", headers=runner.headers)
+    assert reply.status_code == 405
+    assert judged.parts.queue.depth() == 1
+
+
+def test_revoked_while_its_poll_was_parked_elsewhere(
+    judged: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim script knows; the runner is told to register again."""
+    runner = judged.register()
+    registry = judged.parts.registry
+    known = registry.get(runner.runner_id)
+    monkeypatch.setattr(type(registry), "verify_token", lambda *_: True)
+    monkeypatch.setattr(type(registry), "get", lambda *_: known)
+    registry.sign_off(runner.runner_id)
+    reply = judged.http.get(f"{runner.path}/next-job", headers=runner.headers)
+    assert (reply.status_code, reply.json["code"]) == (401, "unauthorized")
 
 
 def test_a_runner_holds_no_more_than_the_cap(tmp_path: Path) -> None:
@@ -165,8 +192,9 @@ def test_a_runner_holds_no_more_than_the_cap(tmp_path: Path) -> None:
     greedy = site.register()
     for _ in range(2):
         site.pull(greedy)
-    reply = site.http.get(f"{greedy.path}/next-job", headers=greedy.headers)
-    assert reply.status_code == 204
+    headers = {**greedy.headers, "Prefer": "wait=20"}
+    reply = site.http.get(f"{greedy.path}/next-job", headers=headers)
+    assert (reply.status_code, reply.headers["Retry-After"]) == (204, "3")
     assert site.pull(site.register())
 
 

@@ -249,6 +249,31 @@ def test_an_error_frees_the_place(lot: Lot) -> None:
     assert lot.parking.parked == 0
 
 
+def test_an_error_passes_the_wake_up_on(lot: Lot) -> None:
+    """A runner that turns out to be paused or full: the job goes to the next."""
+    entered, go_on = threading.Event(), threading.Event()
+    calls = 0
+
+    def refused() -> str | None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            entered.set()
+            go_on.wait(5)
+        if calls > 2:
+            raise PermissionError
+        return None
+
+    first = lot.pool.submit(lot.parking.wait, refused, topics=[C], owner="a", wait_s=20)
+    assert entered.wait(5)
+    second = lot.park("b")
+    lot.bring("job")
+    go_on.set()
+    with pytest.raises(PermissionError):
+        first.result(5)
+    assert second.result(5) == "job"
+
+
 def test_the_listener_wakes(lot: Lot, redis: Redis) -> None:
     """What is published on the channels reaches who waits for it; `stop` ends the thread."""
     lot.parking.start()
