@@ -6,6 +6,7 @@ import logging
 import sys
 
 from pythonjsonlogger.json import JsonFormatter
+from rich.console import Console
 from rich.logging import RichHandler
 
 
@@ -14,7 +15,7 @@ def set_up_logging(style: str, level: str) -> None:
     rich = style == "rich" or (style == "auto" and sys.stderr.isatty())
     handler: logging.Handler
     if rich:
-        handler = RichHandler(show_path=False, rich_tracebacks=True)
+        handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=True)
         handler.setFormatter(logging.Formatter("%(threadName)s: %(message)s"))
     else:
         handler = logging.StreamHandler()

@@ -15,6 +15,8 @@ def create_app(settings: ServerSettings, clients: RedisClients | None = None) ->
     """An application on the settings' Redis, or on given clients (the seam for tests)."""
     app = Flask("noj_server", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.upload_limit_bytes
+    # Otherwise `//runners` is a redirect, which a client follows without its body.
+    app.url_map.merge_slashes = False
     app.extensions[EXTENSION] = make_services(settings, clients)
     for module in (config, health, keys, problems, queue, results, runners, submissions):
         app.register_blueprint(module.blueprint)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import http
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from flask import Flask, Response, request
+from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 from redis import RedisError
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from noj_server.problems import UnknownProblemError
 from noj_shared.package import PackageError
@@ -19,6 +21,8 @@ from noj_shared.problem import CONTENT_TYPE, ErrorCode, FieldFault, ProblemDetai
 log = logging.getLogger(__name__)
 
 REDIS_RETRY_AFTER_S = 2
+DISK_RETRY_AFTER_S = 10
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 FAULTS_SHOWN = 50
 _FIELD_SHOWN = 200
 Model = TypeVar("Model", bound=BaseModel)
@@ -89,6 +93,8 @@ def json_body(limit_bytes: int) -> Any:
     """The request's JSON; 400 when it is none, 413 when it is over the limit."""
     request.max_content_length = limit_bytes
     data = request.get_data(cache=False)
+    if request.content_length is None and len(data) >= limit_bytes:
+        raise RequestEntityTooLarge  # chunked: what came after the limit was left unread
     try:
         # Flask's parser, without its content-type check: bare clients may not send one.
         return request.json_module.loads(data)
@@ -128,13 +134,40 @@ def _redis_away(error: RedisError) -> Response:
     log.warning("Redis is away: %s", error)
     headers = {"Retry-After": str(REDIS_RETRY_AFTER_S)}
     return respond(
-        ApiError(503, ErrorCode.UNAVAILABLE, "Redis is away; try again", headers=headers)
+        ApiError(
+            503, ErrorCode.UNAVAILABLE, "Redis does not serve this now; try again", headers=headers
+        )
     )
+
+
+def _os(error: OSError) -> Response:
+    """The data directory's disk is full or broken: whoever asks may ask again later."""
+    if error.errno not in _DISK_ERRORS:
+        return _unexpected(error)
+    log.error("the data directory cannot be written: %s", error)
+    detail = "the server's disk takes nothing now; try again"
+    headers = {"Retry-After": str(DISK_RETRY_AFTER_S)}
+    return respond(ApiError(503, ErrorCode.UNAVAILABLE, detail, headers=headers))
+
+
+def _cut_off(_error: ClientDisconnected) -> Response:
+    detail = "the body ended, or paused, before all of it had come; send it again"
+    headers = {"Connection": "close"}
+    return respond(ApiError(408, ErrorCode.REQUEST_TIMEOUT, detail, headers=headers))
+
+
+def _misframed(error: ParseException) -> Response:
+    detail = f"the body is not framed as HTTP wants it: {error}"
+    headers = {"Connection": "close"}
+    return respond(ApiError(400, ErrorCode.BAD_REQUEST, detail, headers=headers))
 
 
 def _http(error: HTTPException) -> Response:
     if isinstance(error, RequestEntityTooLarge):
-        detail = f"the request body is over the limit of {request.max_content_length} bytes"
+        detail = (
+            f"the request body is over the limit of {request.max_content_length} bytes,"
+            f" or its fields without files over {request.max_form_memory_size}"
+        )
     else:
         detail = error.description or ""
     status = error.code or 500
@@ -156,5 +189,8 @@ def install(app: Flask) -> None:
     app.register_error_handler(PackageError, _package)
     app.register_error_handler(UnknownProblemError, _unknown_problem)
     app.register_error_handler(RedisError, _redis_away)
+    app.register_error_handler(OSError, _os)
+    app.register_error_handler(ClientDisconnected, _cut_off)
+    app.register_error_handler(ParseException, _misframed)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unexpected)

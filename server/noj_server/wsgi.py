@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
+import socket
+import struct
+import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -21,13 +26,26 @@ log = logging.getLogger(__name__)
 KEEPALIVE_S = 75
 GRACEFUL_S = 3  # below the 5 s for which a restarted server tries to bind
 WORKER_TIMEOUT_S = 60
+GOODBYE_S = 1
 
 
 class ParkingWorker(ThreadWorker):
-    """A gthread worker that answers parked polls when it is told to stop.
+    """A gthread worker that answers parked polls when it is told to stop, and waits for no
+    stalled client for ever.
 
     Otherwise the stop would wait out the longest poll, and then cut it off.
     """
+
+    def handle(self, conn: Any) -> Any:
+        """One request. gunicorn's sockets block, so the kernel has to end a stalled one's wait:
+        recv and send fail with EAGAIN."""
+        timeval = struct.pack("@ll", _services(self).settings.client_timeout_s, 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            conn.sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+        result = super().handle(conn)
+        if not result:
+            _say_goodbye(conn.sock)
+        return result
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: release the parked requests, then stop as ever."""
@@ -45,6 +63,25 @@ class ParkingWorker(ThreadWorker):
         if not alive:
             _services(self).parking.close()
         return alive
+
+
+def _say_goodbye(sock: socket.socket) -> None:
+    """Wait in this thread until the client has closed its side, too.
+
+    gunicorn does that in its one main thread, up to 2 s per connection: a few clients that do not
+    close would stop the whole server. After this it finds nothing to wait for.
+    """
+    deadline = time.monotonic() + GOODBYE_S
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        while (left_s := deadline - time.monotonic()) > 0:
+            sock.settimeout(left_s)
+            if not sock.recv(65536):
+                break
+    except OSError:
+        pass
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _services(worker: Any) -> Services:
@@ -88,6 +125,7 @@ class NojServer(BaseApplication):
             # Redis lives in it.
             "workers": 1,
             "threads": settings.threads,
+            "worker_connections": max(1000, 4 * settings.threads),
             "timeout": WORKER_TIMEOUT_S,
             "graceful_timeout": GRACEFUL_S,
             "keepalive": KEEPALIVE_S,
@@ -109,4 +147,7 @@ class NojServer(BaseApplication):
 def serve(settings: ServerSettings) -> None:
     """Serve until a signal ends it. Does not return."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A shell's soft limit of 1,024 files is below `worker_connections`; accept would fail.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     NojServer(settings).run()

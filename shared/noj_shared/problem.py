@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     FORBIDDEN = "forbidden"  # 403: the key's role does not allow this
     NOT_FOUND = "not_found"  # 404
     METHOD_NOT_ALLOWED = "method_not_allowed"  # 405
+    REQUEST_TIMEOUT = "request_timeout"  # 408: the rest of the body did not come; try again
     LEASE_LOST = "lease_lost"  # 409: the job is not this runner's any more
     CONFLICT = "conflict"  # 409
     GONE = "gone"  # 410: a signed URL has expired
@@ -29,7 +30,7 @@ class ErrorCode(StrEnum):
     RATE_LIMITED = "rate_limited"  # 429, with Retry-After
     BAD_REQUEST = "bad_request"  # any other 400
     INTERNAL = "internal"  # 500
-    UNAVAILABLE = "unavailable"  # 503: Redis is away, with Retry-After
+    UNAVAILABLE = "unavailable"  # 503: Redis is away or the disk full, with Retry-After
 
 
 class FieldFault(BaseModel):

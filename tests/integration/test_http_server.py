@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,7 @@ from noj_shared.wire import SubmissionState
 
 THREADS = 64
 CAPACITY = 32
+CLIENT_TIMEOUT_S = 1
 
 
 class Runner:
@@ -74,7 +77,10 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture
 def server(redis_url: str, tmp_path: Path) -> Iterator[Server]:
     """A server with few threads, so that parking fills up."""
-    env = {"NOJ_SERVER_THREADS": str(THREADS)}
+    env = {
+        "NOJ_SERVER_THREADS": str(THREADS),
+        "NOJ_SERVER_CLIENT_TIMEOUT_S": str(CLIENT_TIMEOUT_S),
+    }
     with Server(tmp_path, redis_url=redis_url, env=env) as running:
         yield running
 
@@ -202,6 +208,54 @@ def test_heartbeats_during_a_poll_storm(server: Server, web: httpx.Client, backe
         assert parked(backend) == CAPACITY
         server.send(signal.SIGTERM)
         wait(polls, timeout=10)
+
+
+HALVES = {
+    "body": (b"Content-Length: 100\r\n\r\n{", b" 408 "),
+    "chunk": (b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", b" 408 "),
+    "head": (b"Content-Le", b""),
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_half_requests_hold_no_threads(
+    server: Server, backend: Client, web: httpx.Client, half: str
+) -> None:
+    """As many stalled clients as there are threads: they are cut off, and whoever knows how to
+    finish a request is answered."""
+    sent, answer = HALVES[half]
+    head = b"POST /runners/register HTTP/1.1\r\nHost: x\r\n"
+    with ExitStack() as stack:
+        stalled = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+            for _ in range(THREADS)
+        ]
+        for connection in stalled:
+            connection.sendall(head + sent)
+        assert Runner(server, web).beat() == 204
+        for connection in stalled:
+            received = connection.makefile("rb").read()
+            assert answer in received
+            assert (b"request_timeout" in received) == bool(answer)
+    assert "Traceback" not in server.output()
+
+
+def test_a_misframed_body(server: Server) -> None:
+    """400 in the one shape, and no traceback in the log."""
+    head = b"POST /runners/register HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head + b"nonsense\r\n{}\r\n0\r\n\r\n")
+        received = connection.makefile("rb").read()
+    assert b" 400 " in received
+    assert b"bad_request" in received
+    assert "Traceback" not in server.output()
+
+
+def test_a_chunked_body_over_the_limit(server: Server) -> None:
+    """413 as with a Content-Length, not "this is no JSON"."""
+    with httpx.Client(base_url=server.url, timeout=30) as web:
+        reply = web.post("/runners/register", content=iter([b" " * 100_000] * 4))
+    assert (reply.status_code, reply.json()["code"]) == (413, "too_large")
 
 
 @pytest.mark.parametrize("who", ["worker", "master"])

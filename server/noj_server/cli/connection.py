@@ -37,12 +37,17 @@ def read_key(key_file: Path | None) -> str:
     """The API key from the file, else from the environment; exit 2 with what to do."""
     if key_file is not None:
         try:
-            return key_file.read_text().strip()
-        except OSError as error:
+            key = key_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
             raise typer.BadParameter(f"cannot read {key_file}: {error}") from error
-    key = os.environ.get("NOJ_SERVER_API_KEY", "")
+    else:
+        key = os.environ.get("NOJ_SERVER_API_KEY", "")
     if not key:
         raise typer.BadParameter("no API key: set NOJ_SERVER_API_KEY or give --key-file")
+    if not (key.isascii() and key.isprintable()):
+        raise typer.BadParameter(
+            "the API key has characters that no key has; is it the right file?"
+        )
     return key
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from noj_server.cli import app
+from noj_server.cli.tables import plain
 from noj_server.logs import log_config
 from noj_server.settings import ServerSettings, missing_secrets
 from noj_server.wsgi import serve as serve_forever
@@ -51,7 +52,8 @@ def serve(
     except ValidationError as error:
         for item in error.errors(include_url=False, include_input=False):
             name = "_".join(map(str, item["loc"])).upper()
-            console.print(f"[red]NOJ_SERVER_{name}: {item['msg']}[/]")
+            message = item["msg"].removeprefix("Value error, ")
+            console.print(plain(f"NOJ_SERVER_{name}: {message}", "red"), soft_wrap=True)
         raise typer.Exit(EXIT_CONFIG) from error
     faults = missing_secrets(settings)
     for fault in faults:

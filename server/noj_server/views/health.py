@@ -41,14 +41,19 @@ def _checks() -> Iterator[ReadyCheck]:
         yield ReadyCheck(name="redis", ok=False, detail=str(error))
     listening = parts.parking.listening
     yield ReadyCheck(name="wake-ups", ok=listening, detail="" if listening else "listener is dead")
-    root = parts.blobs.root
-    free = parts.blobs.free_bytes()
-    writable = os.access(root, os.W_OK)
-    yield ReadyCheck(
-        name="disk",
-        ok=writable and free > DISK_FLOOR_BYTES,
-        detail=f"{free // 2**20} MiB free in {root}" if writable else f"cannot write to {root}",
-    )
+    yield _disk_check()
+
+
+def _disk_check() -> ReadyCheck:
+    blobs = services().blobs
+    try:
+        free = blobs.free_bytes()
+    except OSError as error:
+        return ReadyCheck(name="disk", ok=False, detail=f"{blobs.root}: {error.strerror}")
+    if not os.access(blobs.root, os.W_OK):
+        return ReadyCheck(name="disk", ok=False, detail=f"cannot write to {blobs.root}")
+    detail = f"{free // 2**20} MiB free in {blobs.root}"
+    return ReadyCheck(name="disk", ok=free > DISK_FLOOR_BYTES, detail=detail)
 
 
 def _redis_checks() -> Iterator[ReadyCheck]:

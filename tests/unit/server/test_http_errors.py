@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,6 +274,48 @@ def test_redis_away(tmp_path: Path) -> None:
     body = {"registration_token": REGISTRATION_TOKEN, "name": "n"}
     refused(http.post("/runners/register", json=body), 503, ErrorCode.UNAVAILABLE)
     assert http.get("/healthz").status_code == 200
+
+
+def test_a_full_disk(judged: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 with Retry-After, so a runner keeps its report and a backend its submission; nothing is
+    enqueued. Any other error of the system is a defect."""
+
+    def fail(number: int) -> None:
+        def put(*_: object) -> None:
+            raise OSError(number, "says the system", "/x/y")
+
+        monkeypatch.setattr(type(judged.parts.blobs), "put", put)
+
+    body = {"problem_id": "p1", "language": 0, "source": "int main(){}"}
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        fail(number)
+        reply = judged.http.post("/submissions", json=body, headers=judged.admin)
+        refused(reply, 503, ErrorCode.UNAVAILABLE)
+        assert int(reply.headers["Retry-After"]) >= 1
+        assert "/x/y" not in reply.text
+    fail(errno.EBADF)
+    reply = judged.http.post("/submissions", json=body, headers=judged.admin)
+    refused(reply, 500, ErrorCode.INTERNAL)
+    assert judged.parts.queue.depth() == 0
+
+
+def test_double_slashes_are_no_redirect(site: Site) -> None:
+    """A client that follows a redirect may leave its body behind."""
+    refused(site.http.post("//runners/register", json={}), 404, ErrorCode.NOT_FOUND)
+    refused(site.http.get("/problem//p1/meta", headers=site.admin), 404, ErrorCode.NOT_FOUND)
+
+
+def test_a_large_field_without_a_file(site: Site) -> None:
+    """413 that tells fields from files."""
+    field = b'--b\r\nContent-Disposition: form-data; name="problem_id"\r\n\r\n%s\r\n--b--\r\n'
+    reply = site.http.post(
+        "/submissions",
+        data=field % (b"x" * 600_000),
+        headers=site.admin,
+        content_type="multipart/form-data; boundary=b",
+    )
+    refused(reply, 413, ErrorCode.TOO_LARGE)
+    assert "fields without files over 500000" in reply.json["detail"]
 
 
 def test_an_unexpected_error_tells_no_inner_matters(

@@ -82,6 +82,13 @@ def test_disk(running: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ready(running)[1] == {"disk": f"cannot write to {running.parts.blobs.root}"}
 
 
+def test_a_lost_data_directory(running: Site) -> None:
+    """Unmounted or removed: 503 that names it."""
+    root = running.parts.blobs.root
+    root.rmdir()
+    assert ready(running) == (503, {"disk": f"{root}: No such file or directory"})
+
+
 def test_redis_away(tmp_path: Path) -> None:
     """503 with Redis' own words."""
     url = f"redis://127.0.0.1:{free_port()}/0"

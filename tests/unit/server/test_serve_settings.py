@@ -68,6 +68,10 @@ def test_both_secrets_are_named_at_once(served: list[ServerSettings]) -> None:
         ("RETENTION_S", "1"),
         ("LOG_FORMAT", "xml"),
         ("THREADS", "32"),
+        ("HEARTBEAT_INTERVAL_S", "15.1"),
+        ("REDIS_URL", "localhost:6379"),
+        ("REDIS_URL", "redis://localhost:x/0"),
+        ("REDIS_URL", "redis://localhost/0?surprise=1"),
     ],
 )
 def test_wrong_values(served: list[ServerSettings], name: str, value: str) -> None:
@@ -76,6 +80,26 @@ def test_wrong_values(served: list[ServerSettings], name: str, value: str) -> No
     assert result.exit_code == 2
     assert f"NOJ_SERVER_{name}" in result.output
     assert not served
+
+
+def test_a_short_lease_has_short_heartbeats(served: list[ServerSettings]) -> None:
+    """The default interval follows the lease; two that do not go together are both named."""
+    lease = {"NOJ_SERVER_LEASE_TTL_S": "8"}
+    assert CliRunner().invoke(app, ["serve"], env={**GOOD, **lease}).exit_code == 0
+    assert served[0].heartbeat_interval_s == 4
+    beats = {"NOJ_SERVER_HEARTBEAT_INTERVAL_S": "5"}
+    result = CliRunner().invoke(app, ["serve"], env={**GOOD, **lease, **beats})
+    assert result.exit_code == 2
+    assert set(lease) | set(beats) <= set(result.output.replace(":", " ").split())
+
+
+def test_a_wrong_redis_url_shows_no_password(served: list[ServerSettings]) -> None:
+    """INV8: what is wrong is said without the URL."""
+    env = {**GOOD, "NOJ_SERVER_REDIS_URL": "rediss//:hunter2@host/0"}
+    result = CliRunner().invoke(app, ["serve"], env=env)
+    assert result.exit_code == 2
+    assert "NOJ_SERVER_REDIS_URL" in result.output
+    assert "hunter2" not in result.output
 
 
 def test_an_impossible_data_directory(served: list[ServerSettings], tmp_path: Path) -> None:
