@@ -278,17 +278,19 @@ def test_the_listener_wakes(lot: Lot, redis: Redis) -> None:
     """What is published on the channels reaches who waits for it; `stop` ends the thread."""
     lot.parking.start()
     try:
-        job, result = lot.park("a"), lot.park("b", topics=(RESULTS_TOPIC,))
+        job, results = lot.park("a"), Lot(lot.parking)  # piles of their own: listening wakes all
+        result = results.park("b", topics=(RESULTS_TOPIC,))
         wait_until(lambda: redis.pubsub_numsub(keys.WAKE_CHANNEL)[0][1], what="it listens")
         assert lot.parking.listening
         lot.work.append("job")
         redis.publish(keys.WAKE_CHANNEL, C)
         assert job.result(5) == "job"
-        lot.work.append("result")
+        results.work.append("result")
         redis.publish(keys.LANDED_CHANNEL, "1-0")
         assert result.result(5) == "result"
     finally:
         lot.parking.stop()
+        results.pool.shutdown()
     assert not lot.parking.listening
 
 
