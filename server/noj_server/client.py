@@ -1,7 +1,7 @@
 """A small typed client of the backend and operator side: for backends, the CLI and the tests.
 
-One method per endpoint, one try each; `wait` and `results_from` poll patiently. Errors are
-exceptions that say who is at fault.
+One method per endpoint, one try each; `wait` and `results_from` poll, and sit out a restart of the
+server. Errors are exceptions that say who is at fault.
 
     ClientError
     ├── ServerUnreachableError   no answer, or 5xx: try again
@@ -18,6 +18,12 @@ from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from noj_shared.problem import FieldFault, ProblemDetails
 from noj_shared.wire import (
@@ -42,6 +48,9 @@ Reply = TypeVar("Reply", bound=BaseModel)
 TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 600.0
 POLL_WAIT_S = 20
+EARLY_PAUSE_S = 1.0
+"""Before asking again when an empty page came back early: the server had no room to park us."""
+PATIENCE_S = 300.0
 _ENDED = (SubmissionState.DONE, SubmissionState.CANCELLED)
 
 
@@ -150,12 +159,13 @@ class Client:
     ) -> SubmissionView:
         """Its final state; TimedOutError if it has none in time.
 
-        With `job_id` (of a rejudge) only that job's result counts. Wakes on the results feed.
+        With `job_id` (of a rejudge) only that job's result counts. Wakes on the results feed. A
+        server that is away meanwhile is waited for, too.
         """
         deadline = time.monotonic() + timeout_s
         cursor = "0"
         while True:
-            view = self.status(submission_id)
+            view = _patiently(deadline - time.monotonic())(self.status, submission_id)
             if view.state in _ENDED and job_id in (None, view.job_id):
                 return view
             left_s = deadline - time.monotonic()
@@ -164,8 +174,7 @@ class Client:
             if cursor == "0":
                 # Only wake-ups matter: start at the newest entry before now, not at the oldest.
                 cursor = f"{round(view.created_at.timestamp() * 1000)}-0"
-            page = self.results(cursor, wait_s=min(POLL_WAIT_S, left_s))
-            cursor = page.next
+            cursor = self._next_page(cursor, min(POLL_WAIT_S, left_s), left_s).next
 
     def output(self, submission_id: str, task: int, case: int) -> CaseOutput:
         """What the program printed in one case (zero-based)."""
@@ -191,12 +200,24 @@ class Client:
             timeout=TIMEOUT_S + wait_s,
         )
 
-    def results_from(self, after: str = "0") -> Iterator[ResultEntry]:
-        """Every landed result after a cursor, for ever; remember `entry.cursor` to go on later."""
+    def results_from(
+        self, after: str = "0", *, patience_s: float = PATIENCE_S
+    ) -> Iterator[ResultEntry]:
+        """Every landed result after a cursor, for ever; remember `entry.cursor` to go on later.
+
+        Raises ServerUnreachableError when the server is away for longer than `patience_s`.
+        """
         while True:
-            page = self.results(after, wait_s=POLL_WAIT_S)
+            page = self._next_page(after, POLL_WAIT_S, patience_s)
             yield from page.results
             after = page.next
+
+    def _next_page(self, after: str, wait_s: float, patience_s: float) -> ResultsPage:
+        asked = time.monotonic()
+        page = _patiently(patience_s)(self.results, after, wait_s=wait_s)
+        if not page.results and time.monotonic() - asked < min(wait_s, EARLY_PAUSE_S):
+            time.sleep(min(wait_s, EARLY_PAUSE_S))
+        return page
 
     # -- operator -----------------------------------------------------------------------------
 
@@ -265,3 +286,13 @@ class Client:
         except httpx.HTTPError as error:
             url = self._http.base_url
             raise ServerUnreachableError(f"{url} does not answer: {error}") from error
+
+
+def _patiently(patience_s: float) -> Retrying:
+    """Try again while the server is away; its last error when patience is at an end."""
+    return Retrying(
+        retry=retry_if_exception_type(ServerUnreachableError),
+        wait=wait_random_exponential(multiplier=0.5, max=15),
+        stop=stop_after_delay(patience_s),
+        reraise=True,
+    )

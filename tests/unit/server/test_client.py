@@ -31,6 +31,14 @@ def client() -> Iterator[Client]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long it would have slept, each time; nobody sleeps here."""
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    return slept
+
+
 def view(state: str, **changes: Any) -> dict[str, Any]:
     """A submission as the server shows it."""
     return {
@@ -141,6 +149,46 @@ def test_wait_for_the_job_of_a_rejudge(server: respx.Router, client: Client) -> 
     assert client.wait("s1", job_id=new).job_id == new
 
 
+def test_an_early_empty_page_is_no_reason_to_hurry(
+    server: respx.Router, client: Client, pauses: list[float]
+) -> None:
+    """The server has no room to park us and answers at once: a pause, not a storm."""
+    states = [httpx.Response(200, json=view(state)) for state in ("pending", "pending", "done")]
+    server.get("/submissions/s1").mock(side_effect=states)
+    server.get("/results").respond(200, json=page())
+    assert client.wait("s1").state == "done"
+    assert pauses == [1.0, 1.0]
+
+
+def test_wait_sits_out_a_restart(server: respx.Router, client: Client, pauses: list[float]) -> None:
+    """No answer, and 503, are waited out on both calls; the result is what counts."""
+    away: list[httpx.Response | Exception] = [
+        httpx.ConnectError("refused"),
+        httpx.Response(503, text=""),
+    ]
+    server.get("/submissions/s1").mock(
+        side_effect=[
+            httpx.Response(200, json=view("pending")),
+            *away,
+            httpx.Response(200, json=view("done")),
+        ]
+    )
+    feed = server.get("/results")
+    feed.mock(side_effect=[*away, httpx.Response(200, json=page())])
+    assert client.wait("s1").state == "done"
+    assert len(pauses) >= 4
+
+
+def test_a_server_that_stays_away(server: respx.Router, client: Client) -> None:
+    """Patience ends with the server's last word."""
+    server.get("/submissions/s1").respond(503, text="down for good")
+    with pytest.raises(ServerUnreachableError, match="down for good"):
+        client.wait("s1", timeout_s=0)
+    server.get("/results").respond(503, text="down for good")
+    with pytest.raises(ServerUnreachableError, match="down for good"):
+        next(client.results_from(patience_s=0))
+
+
 def test_wait_in_vain(server: respx.Router, client: Client) -> None:
     """It tells the state it is stuck in."""
     server.get("/submissions/s1").respond(200, json=view("pending"))
@@ -169,12 +217,13 @@ def test_results_go_on_from_page_to_page(server: respx.Router, client: Client) -
         side_effect=[
             httpx.Response(200, json={"results": [entry(1), entry(2)], "next": "2-0"}),
             httpx.Response(200, json=page("2-0")),
+            httpx.ConnectError("refused"),
             httpx.Response(200, json={"results": [entry(3)], "next": "3-0"}),
         ]
     )
     entries = client.results_from("0")
     assert [next(entries).cursor for _ in range(3)] == ["1-0", "2-0", "3-0"]
-    assert [call.request.url.params["after"] for call in feed.calls] == ["0", "2-0", "2-0"]
+    assert [call.request.url.params["after"] for call in feed.calls] == ["0", "2-0", "2-0", "2-0"]
 
 
 def test_ready_also_when_it_is_not(server: respx.Router, client: Client) -> None:
