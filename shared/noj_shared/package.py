@@ -1,9 +1,9 @@
 """Rules for zips from outside: a problem's test data and a submission's code.
 
 Zips are hostile until proven otherwise (reference: sandbox findings 55). `inspect_*` looks at
-the central directory only, finds *every* fault, and raises them all at once in one
-PackageError; nothing is unpacked before it has returned. What it returns lists the members
-that may be read, with names that are safe to join to a directory.
+the central directory, finds *every* fault, and raises them all at once in one PackageError; only
+where there is none is every file read once, to find the damaged ones. Nothing is written. What
+it returns lists the members that may be read, with names that are safe to join to a directory.
 
     limit                      test data          code
     entries                    20,200             64
@@ -20,6 +20,7 @@ import io
 import json
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,11 @@ _CASE = re.compile(r"([0-9]{2})([0-9]{2})\.(in|out)")
 _CHUNK_BYTES = 1024 * 1024
 _MIB = 1024 * 1024
 _NAME_LIMIT_BYTES = 200
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, ValueError, RuntimeError),  # NotImplementedError among the last
+)
+"""What zipfile raises on garbage."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def opened(stream: IO[bytes]) -> Iterator[zipfile.ZipFile]:
     """Open a zip; PackageError instead of the many things zipfile raises on garbage."""
     try:
         archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError) as error:
+    except (*_DAMAGE, OSError) as error:
         raise PackageError([FieldFault(field="zip", message=f"not a readable zip: {error}")]) from (
             error
         )
@@ -130,6 +136,7 @@ def inspect_testdata(
         members, faults = _survey(archive, limits, folders=frozenset({CHAOS}))
         parsed = _parse_meta(archive, members, meta, faults)
         cases, chaos = _sort_testdata(members, parsed, faults)
+        faults.extend(_damage(archive, (*cases, *chaos)) if not faults else ())
     if faults or parsed is None:
         raise PackageError(faults)
     return Testdata(meta=parsed, cases=cases, chaos=chaos)
@@ -142,6 +149,7 @@ def inspect_code(stream: IO[bytes], language: Language, *, limits: Limits = CODE
     """
     with opened(stream) as archive:
         members, faults = _survey(archive, limits, folders=frozenset())
+        faults.extend(_damage(archive, members.values()) if not faults else ())
     main = language.source_name
     if main not in members:
         found = ", ".join(sorted(members)[:8]) or "no file at all"
@@ -193,12 +201,22 @@ def read_member(archive: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
                 if left < 0:
                     break
                 yield chunk
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise PackageError([FieldFault(field=member.name, message=f"damaged: {error}")]) from error
     if left != 0:
         raise PackageError(
             [FieldFault(field=member.name, message="its size is not what the zip promised")]
         )
+
+
+def _damage(archive: zipfile.ZipFile, members: Iterable[Member]) -> Iterator[FieldFault]:
+    """What is wrong with the content of files whose entries are in order."""
+    for member in members:
+        try:
+            for _ in read_member(archive, member):
+                pass
+        except PackageError as error:
+            yield from error.faults
 
 
 def _survey(
