@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from noj_server.blobs import Blobs
@@ -29,6 +30,7 @@ from noj_shared.problem import FieldFault
 from noj_shared.verdict import Verdict, task_score, worst
 from noj_shared.wire import (
     CASE_OUTPUT_LIMIT_BYTES,
+    COMPILE_OUTPUT_LIMIT_BYTES,
     AttemptView,
     CaseOutput,
     CaseResult,
@@ -54,6 +56,15 @@ class ShapeError(ValueError):
         self.faults = faults
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A submission that may be enqueued: its code is a zip in order, its problem is there."""
+
+    form: CreateSubmissionForm
+    code: bytes
+    version: str
+
+
 class Submissions:
     """Submissions on queue, registry, problems and blobs. Thread-safe."""
 
@@ -65,10 +76,10 @@ class Submissions:
         self._problems = problems
         self._blobs = blobs
 
-    def create(self, form: CreateSubmissionForm, code: bytes) -> tuple[str, Enqueued]:
-        """Store the code and enqueue; `code` is a zip or the bare source. Its submission id.
+    def check(self, form: CreateSubmissionForm, code: bytes) -> Checked:
+        """Whether it can be judged; `code` is a zip or the bare source.
 
-        Raises PackageError, UnknownProblemError; then nothing has been enqueued.
+        Raises PackageError, UnknownProblemError.
         """
         problem = self._problems.current(form.problem_id)
         language = Language(form.language)
@@ -76,15 +87,20 @@ class Submissions:
             inspect_code(io.BytesIO(code), language)
         else:
             code = wrap_source(code, language)
-        blob = hashlib.sha256(code).hexdigest()
+        return Checked(form=form, code=code, version=problem.version)
+
+    def create(self, checked: Checked) -> tuple[str, Enqueued]:
+        """Store the code, then enqueue. Its submission id."""
+        form = checked.form
+        blob = hashlib.sha256(checked.code).hexdigest()
         if not self._blobs.exists(CODE, blob):
-            self._blobs.put(CODE, blob, code)
+            self._blobs.put(CODE, blob, checked.code)
         submission_id = form.submission_id or new_submission_id()
         return submission_id, self._queue.enqueue_job(
             submission_id=submission_id,
             job_id=new_job_id(),
             problem_id=form.problem_id,
-            version=problem.version,
+            version=checked.version,
             language=form.language,
             code_blob=blob,
             user=form.user or "",
@@ -222,21 +238,25 @@ def _check_shape(problem: ProblemVersion, body: CompleteJobBody) -> None:
 
 
 def _cut(body: CompleteJobBody) -> CompleteJobBody:
-    """The report with outputs cut to the cap: a runner of another make may send more."""
+    """The report with outputs cut to the caps: a runner of another make may send more."""
 
     def cut(case: CaseResult) -> CaseResult:
-        if max(len(case.stdout), len(case.stderr)) <= CASE_OUTPUT_LIMIT_BYTES:
-            return case
-        return case.model_copy(
-            update={
-                "stdout": case.stdout[:CASE_OUTPUT_LIMIT_BYTES],
-                "stderr": case.stderr[:CASE_OUTPUT_LIMIT_BYTES],
-            }
+        stdout, stderr = (
+            _first_bytes(text, CASE_OUTPUT_LIMIT_BYTES) for text in (case.stdout, case.stderr)
         )
+        return case.model_copy(update={"stdout": stdout, "stderr": stderr})
 
-    return body.model_copy(
-        update={"tasks": tuple(tuple(cut(case) for case in task) for task in body.tasks)}
-    )
+    compiled = body.compile
+    if compiled is not None:
+        output = _first_bytes(compiled.output, COMPILE_OUTPUT_LIMIT_BYTES)
+        compiled = compiled.model_copy(update={"output": output})
+    tasks = tuple(tuple(cut(case) for case in task) for task in body.tasks)
+    return body.model_copy(update={"tasks": tasks, "compile": compiled})
+
+
+def _first_bytes(text: str, limit: int) -> str:
+    """As much of it as fits into so many bytes of UTF-8, no character halved."""
+    return text.encode()[:limit].decode(errors="ignore")
 
 
 def summarise(problem: ProblemVersion, body: CompleteJobBody, blob: str) -> LandedSummary:

@@ -271,10 +271,13 @@ def test_inv5_aborts_use_up_attempts(bench: Bench, reason: str) -> None:
 def test_inv5_drain_refunds_the_attempt(bench: Bench) -> None:
     """INV5: handing back at a drain costs nothing, however often."""
     job_id = bench.enqueue()
-    for _ in range(5):
+    for _ in range(105):
         claimed = bench.claim()
         assert claimed.attempts == 1
         assert bench.queue.abort_job(bench.runner, job_id, claimed.lease, reason="drain")
+    history = bench.queue.history(job_id)
+    assert len(history) == 100
+    assert history[-1].lease == claimed.lease
 
 
 def test_abort_of_what_is_not_yours(bench: Bench) -> None:

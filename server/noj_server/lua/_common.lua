@@ -30,6 +30,8 @@ end
 local function note(jb, at, runner, lease, reason, detail)
   redis.call('RPUSH', job_key(jb) .. ':history',
     table.concat({whole(at), runner, lease, reason, detail}, '\31'))
+  -- Drains are not counted: without a bound, a runner that drains for ever would fill Redis.
+  redis.call('LTRIM', job_key(jb) .. ':history', -100, -1)
 end
 
 -- Take a job off its runner's hands.

@@ -41,6 +41,8 @@ def create() -> Response:
         known = services().queue.submission(form.submission_id)
         if known is not None:
             return model(_created(form.submission_id, known.job_id), 202)
+    checked = services().submissions.check(form, code)
+    # Only what can be judged counts: a forgotten main.c shall not cost a student the next try.
     retry_after_s = services().config.admit(form.user) if form.user else 0
     if retry_after_s:
         raise ApiError(
@@ -49,7 +51,7 @@ def create() -> Response:
             f"too many submissions of this user; try again in {retry_after_s} s",
             headers={"Retry-After": str(retry_after_s)},
         )
-    submission_id, enqueued = services().submissions.create(form, code)
+    submission_id, enqueued = services().submissions.create(checked)
     return model(_created(submission_id, enqueued.job_id), 202)
 
 
@@ -68,8 +70,12 @@ def _from_json() -> tuple[CreateSubmissionForm, bytes]:
 
 def _from_multipart() -> tuple[CreateSubmissionForm, bytes]:
     request.max_content_length = CODE_UPLOAD_BYTES
-    form = parse(CreateSubmissionForm, request.form.to_dict())
+    fields = request.form.to_dict()
+    source = fields.pop("code", None)  # a part without a file name is a field
+    form = parse(CreateSubmissionForm, fields)
     upload = request.files.get("code")
+    if upload is None and source is not None:
+        return form, source.encode()
     if upload is None:
         raise ApiError(
             400,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,15 @@ class Http:
         return self.open(path, method="DELETE", **kwargs)
 
     def send_form(
-        self, path: str, *, method: str, files: dict[str, bytes], fields: dict[str, str], **kw: Any
+        self,
+        path: str,
+        *,
+        method: str,
+        files: Mapping[str, bytes | tuple[None, bytes]],
+        fields: dict[str, str],
+        **kw: Any,
     ) -> Reply:
-        """A multipart form, made in memory."""
+        """A multipart form, made in memory; (None, content) is a part without a file name."""
         form = httpx.Request(method, "http://form", files=files, data=fields)
         content_type = form.headers["Content-Type"]
         return self.open(path, method=method, data=form.read(), content_type=content_type, **kw)

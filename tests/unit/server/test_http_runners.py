@@ -344,12 +344,14 @@ def test_outputs_are_cut(judged: Site) -> None:
     runner = judged.register()
     job = judged.pull(runner)
     report = make_report()
-    report["tasks"][0][1] = make_case(stdout="x" * 200_000, stderr="é" * 70_000)
+    report["tasks"][0][1] = make_case(stdout="x" * 200_000, stderr="a" + "é" * 70_000)
+    report["compile"] = {"status": 0, "output": "w" * 200_000}
     judged.complete(runner, job["job_id"], report)
     path = f"/submissions/{created['submission_id']}/output/0/1"
     output = judged.http.get(path, headers=judged.admin).json
     assert output["stdout"] == "x" * 65536
-    assert 0 < len(output["stderr"]) <= 65536
+    assert output["stderr"] == "a" + "é" * 32767
+    assert judged.show(created["submission_id"])["compile"]["output"] == "w" * 65536
 
 
 def test_fractions_and_extras_in_a_report(judged: Site) -> None:

@@ -102,6 +102,19 @@ def test_an_empty_source_is_a_submission(judged: Site) -> None:
     assert code_of(judged) == {"main.c": b""}
 
 
+def test_code_as_a_plain_field(judged: Site) -> None:
+    """`curl -F 'code=<main.c'` sends no file name: the bare source all the same."""
+    reply = judged.http.send_form(
+        "/submissions",
+        method="POST",
+        files={"code": (None, "int main(){} // é".encode())},
+        fields={"problem_id": "p1", "language": "0"},
+        headers=judged.admin,
+    )
+    assert reply.status_code == 202, reply.text
+    assert code_of(judged) == {"main.c": "int main(){} // é".encode()}
+
+
 def test_a_form_without_code(judged: Site) -> None:
     """400 that names the missing file."""
     reply = judged.http.send_form(
@@ -178,7 +191,11 @@ def test_rate_limit(judged: Site) -> None:
     config = {"rate_limit": {"limit": 2, "window_sec": 86_400}}
     assert judged.http.put("/config", json=config, headers=judged.admin).json == config
     judged.submit(user="ann", submission_id="s1")
+    refused = {"problem_id": "none", "language": 0, "source": "x", "user": "ann"}
     for _ in range(3):
+        # Neither does what was refused count.
+        reply = judged.http.post("/submissions", json=refused, headers=judged.admin)
+        assert reply.status_code == 404
         judged.submit(user="ann", submission_id="s1")
     judged.submit(user="ann")
     body = {"problem_id": "p1", "language": 0, "source": "x", "user": "ann"}
