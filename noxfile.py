@@ -100,7 +100,7 @@ nox.options.sessions = [
     *("lint", "types", "unit", "integration", "e2e", "isolation", "demo"),
 ]
 nox.options.error_on_external_run = True
-nox.options.reuse_existing_virtualenvs = True
+nox.options.reuse_venv = "yes"
 
 
 # -- sessions ---------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ sys.exit(f"missing in the wheel: {missing}" if missing else 0)
 """
 
 
-@nox.session
+@nox.session(reuse_venv=False)
 def isolation(session: nox.Session) -> None:
     """An agent-only install carries nothing of the server, and the other way round; wheels carry
     their data files. Installed from the folders, as `pip install ./shared ./agent` does."""
